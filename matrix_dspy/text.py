@@ -1,0 +1,77 @@
+"""Text as it crosses the border of the system: cleaned of what could act as structure, counted and shortened.
+
+Whatever a model or a profile wrote is hostile until it has been through `clean_text`.
+"""
+
+import re
+import unicodedata
+
+_CUSTOM_TYPE = re.compile(r"<<CUSTOM-TYPE-(?:START|END)-IDENTIFIER>>")
+"""DSPy 3.4 turns text between these marks into content blocks (say an image to fetch)."""
+_FIELD_HEADER = re.compile(r"\[\[\s*##\s*(.*?)\s*##\s*\]\]")
+"""DSPy's chat adapter separates fields by such headers."""
+_SPECIAL_TOKEN = re.compile(r"<\|([^|<>]{1,40})\|>")
+"""Chat templates mark turns by such tokens; a tokenizer would obey them inside text."""
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_INVISIBLE = {0xFEFF, 0x00AD, 0x180E, *range(0x200B, 0x200D), *range(0x200E, 0x2010), *range(0x202A, 0x202F),
+              *range(0x2060, 0x2065), *range(0x2066, 0x2070), *range(0xE0000, 0xE0080), *range(0xE000, 0xE002)}  # fmt: skip
+_CONTROL = {code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+_REMOVED = dict.fromkeys(_INVISIBLE | _CONTROL)
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+
+
+def clean_text(text: str) -> str:
+    """Return `text` without control and direction marks, and with prompt markers made harmless.
+
+    Line ends become newlines, runs of more than two newlines become two, outer blanks go. Idempotent.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n").translate(_REMOVED)
+    text = _SURROGATES.sub("\ufffd", text)
+    for pattern, put in ((_CUSTOM_TYPE, ""), (_FIELD_HEADER, r"\1"), (_SPECIAL_TOKEN, r"\1")):
+        while (shorter := pattern.sub(put, text)) != text:
+            text = shorter
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def clean_value(value: object) -> object:
+    """Clean every string inside a JSON-like value; other values pass unchanged."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, list | tuple):
+        return [clean_value(item) for item in value]
+    if isinstance(value, dict):
+        return {key: clean_value(item) for key, item in value.items()}
+    return value
+
+
+def strip_custom_types(text: str) -> str:
+    """Take out DSPy's custom-type marks and nothing else, for text that must otherwise stay as it is."""
+    while (shorter := _CUSTOM_TYPE.sub("", text)) != text:
+        text = shorter
+    return text
+
+
+def one_line(text: str) -> str:
+    """Fold all white space, line ends included, into single blanks."""
+    return " ".join(text.split())
+
+
+def count_words(text: str) -> int:
+    """Count words: runs of letters, digits and inner apostrophes."""
+    return sum(1 for _ in _WORD.finditer(text))
+
+
+def words(text: str) -> list[str]:
+    """Return the lower-case words of `text`, in order, in compatibility form (NFKC)."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+def shorten(text: str, n_words: int) -> str:
+    """Cut `text` after `n_words` blank-separated words, keeping whole words."""
+    parts = text.split()
+    return text if len(parts) <= n_words else " ".join(parts[:n_words])
+
+
+def estimate_tokens(text: str) -> int:
+    """Estimate tokens without a tokenizer: four characters of English a token, rounded up."""
+    return (len(text) + 3) // 4

@@ -1,0 +1,206 @@
+"""The nouns: one frozen row type each, as they stand in the tables, from profile to example.
+
+Every row names its parent; ids are hashes of (parent id, index, seed) and never of anybody's text, so a rerun makes
+the same ids and an example can be walked back to the people it came from.
+"""
+
+import hashlib
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Quality = Literal["very poor", "poor", "average", "good", "excellent"]
+Difficulty = Literal["very easy", "easy", "medium", "hard", "very hard"]
+InstructionType = Literal["simple", "specialised"]
+Communication = Literal["structured", "random", "none"]
+
+
+def make_id(noun: str, *parts: str | int) -> str:
+    """Return `<noun>-<16 hex digits>`, a hash of the parts in order."""
+    joined = "\x1f".join(str(part) for part in parts)
+    return f"{noun}-{hashlib.blake2b(joined.encode(), digest_size=8, person=noun.encode()[:16]).hexdigest()}"
+
+
+class Row(BaseModel):
+    """A row of a table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Profile(Row):
+    """A described person as read or composed; raw, so it is written to no table."""
+
+    profile_id: str
+    """Made from the file's name and the row's number, never from its text."""
+    name: str
+    description: str
+    history: tuple[str, ...] = ()
+    """Past posts or actions, oldest first; may be empty."""
+    handles: tuple[str, ...] = ()
+    """Other names the person goes by (user names); must not survive anonymising."""
+    origin: str
+    """Where the row came from, as one would cite it."""
+    licence: str
+    is_invented: bool = False
+    """True when nobody of that description exists."""
+    facts: tuple[tuple[str, str], ...] = ()
+    """Further columns as (name, value): occupation, age, country, ..."""
+
+
+class AnonymousProfile(Row):
+    """A profile after anonymising and checking; the first form of a person that is stored."""
+
+    profile_id: str
+    name: str
+    """A new name, unique in the run."""
+    description: str
+    history: tuple[str, ...] = ()
+    origin: str
+    licence: str
+    is_invented: bool = False
+
+
+class Agent(Row):
+    """An anonymous profile with a personality, a life goal and a plan."""
+
+    agent_id: str
+    profile_id: str
+    name: str
+    description: str
+    personality: str
+    life_goal: str
+    plan: tuple[str, ...]
+    """The first plan; later ones stand in the events of the steps they led to."""
+    has_history: bool
+    """False when memory started empty and the personality came from the description alone."""
+
+
+class Group(Row):
+    """Agents with similar profiles, 1 to 10 of them."""
+
+    group_id: str
+    agent_ids: tuple[str, ...]
+    description: str
+    """The modulator's description of the group when the simulation began."""
+
+
+class Event(Row):
+    """One action as text, and who came to know of it."""
+
+    event_id: str
+    scenario_id: str
+    group_id: str
+    agent_id: str
+    round: int
+    """The group's own round, from 1."""
+    kind: Literal["act", "react"]
+    plan_step: str
+    """The step the actor was at; empty when the plan was used up."""
+    action: str
+    is_step_done: bool
+    receiver_ids: tuple[str, ...] = ()
+    """Members of the same group, or in mode random any agents, who observed it."""
+    receiver_reason: str = ""
+    group_ids: tuple[str, ...] = ()
+    """Other groups that learnt of it after the scenario closed."""
+    group_reason: str = ""
+
+
+class Scenario(Row):
+    """A stretch of one group's events, with a summary."""
+
+    scenario_id: str
+    group_id: str
+    index: int
+    """The group's how many-th scenario, from 0."""
+    opened_round: int
+    closed_round: int
+    agent_ids: tuple[str, ...]
+    """Members who acted in it."""
+    event_ids: tuple[str, ...]
+    outside_event_ids: tuple[str, ...] = ()
+    """Events of other groups that members observed at its start."""
+    summary: str
+    group_description: str
+    """The group as its modulator describes it after this scenario."""
+
+
+class Instruction(Row):
+    """What an agent in a scenario would ask an assistant."""
+
+    instruction_id: str
+    scenario_id: str
+    agent_id: str
+    group_id: str
+    rank: int
+    """Place in the order in which candidates are judged; a lower rank wins over its twin."""
+    kind: str
+    type: InstructionType
+    category: str
+    complexity: str
+    style: str
+    language: str
+    relevance: float | None = None
+    """Cosine of the scenario's summary and the need, where a need was given."""
+    text: str
+
+
+class Response(Row):
+    """An assistant's answer to an instruction."""
+
+    response_id: str
+    instruction_id: str
+    sample: int
+    model: str
+    text: str
+
+
+class Message(Row):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Example(Row):
+    """A training conversation in TRL's columns, with the ids it can be walked back by."""
+
+    example_id: str
+    messages: tuple[Message, ...]
+    instruction_id: str
+    response_id: str
+    scenario_id: str
+    agent_id: str
+    group_id: str
+    profile_id: str
+    kind: str
+    type: InstructionType
+    category: str
+    model: str
+
+
+class Rejected(Row):
+    """A row that was dropped, and why."""
+
+    noun: str
+    id: str
+    stage: str
+    reason: str
+    """A short fixed word to count by."""
+    detail: str = ""
+    """The sentence for a reader."""
+    raw_text: str = ""
+    """What the model wrote; always empty for profiles, whose raw text is stored nowhere."""
+
+
+NOUNS: dict[str, type[Row]] = {
+    "profiles": AnonymousProfile,
+    "agents": Agent,
+    "groups": Group,
+    "events": Event,
+    "scenarios": Scenario,
+    "instructions": Instruction,
+    "responses": Response,
+    "rejected": Rejected,
+}
+"""Table name to row type, in the order of the path."""

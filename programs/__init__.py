@@ -1,0 +1,1 @@
+"""DSPy programs: one typed signature, one decision, one call each. They know only `dspy`."""
