@@ -1,1 +1,287 @@
-print()
+"""The command line: parse, build a config, call one function, say what was written and what to do next.
+
+Exit codes: 0 done, 1 the user's error, 2 wrong usage, 3 a limit was reached (resumable), 130 interrupted (resumable).
+"""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from matrix_dspy.config import Config
+    from matrix_dspy.pipeline import Result
+
+app = typer.Typer(
+    help="Turn a simulated society into post-training data, every step a DSPy program.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+population = typer.Typer(help="Make and look at profiles.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(population, name="population")
+
+RecipeOption = Annotated[str, typer.Option(help="Recipe: a shipped name (tiny, small, paper) or a TOML file.")]
+LMOption = Annotated[
+    str | None,
+    typer.Option("--lm", help="Model: rehearsal, http://host:port/v1[#model], or a LiteLLM name. Default: rehearsal."),
+]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of every choice the library makes.")]
+ConcurrencyOption = Annotated[int | None, typer.Option(min=1, help="Calls in flight at the most.")]
+OutOption = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<recipe>-<kind>.")]
+ProfilesOption = Annotated[
+    str | None, typer.Option(help="Profiles: JSONL, JSON, CSV or Parquet, or a folder of JSON files.")
+]
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="Where a field stands: name=realname. Repeatable."),
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Any config key, as section.key=value. Repeatable.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Start a new folder beside an existing one.")]
+FromOption = Annotated[
+    list[Path] | None, typer.Option("--from", help="Run folder whose completions are replayed too. Repeatable.")
+]
+MaxCallsOption = Annotated[int | None, typer.Option(min=1, help="Calls to send at the most; the run can go on later.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the resolved config and stop.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+@app.command()
+def generate(
+    recipe: RecipeOption = "tiny",
+    n: Annotated[int | None, typer.Option(min=1, help="Rows to keep. Default: the recipe's.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Kind of data: a shipped name (sft) or a TOML file.")] = None,
+    need: Annotated[str | None, typer.Option(help="What the data is for, in words.")] = None,
+    type_: Annotated[str | None, typer.Option("--type", help="Instructions: simple or specialised.")] = None,
+    lm: LMOption = None,
+    profiles: ProfilesOption = None,
+    columns: ColumnsOption = None,
+    seed: SeedOption = None,
+    concurrency: ConcurrencyOption = None,
+    out: OutOption = None,
+    settings: SetOption = None,
+    fresh: FreshOption = False,
+    replay: FromOption = None,
+    max_calls: MaxCallsOption = None,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a data set out of a simulated society."""
+    changes = {"n": n, "synthesis.kind": kind, "synthesis.need": need, "synthesis.type": type_}
+    changes |= _common(lm, profiles, columns, seed, concurrency, max_calls)
+    _run("generate", recipe, changes, settings, out, fresh, replay, dry_run, quiet)
+
+
+@app.command()
+def simulate(
+    recipe: RecipeOption = "tiny",
+    scenarios: Annotated[int | None, typer.Option(min=1, help="Scenarios to collect. Default: the recipe's n.")] = None,
+    communication: Annotated[str | None, typer.Option(help="Who observes: structured, random or none.")] = None,
+    lm: LMOption = None,
+    profiles: ProfilesOption = None,
+    columns: ColumnsOption = None,
+    seed: SeedOption = None,
+    concurrency: ConcurrencyOption = None,
+    out: OutOption = None,
+    settings: SetOption = None,
+    fresh: FreshOption = False,
+    replay: FromOption = None,
+    max_calls: MaxCallsOption = None,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Let the agents live, and write down what happens."""
+    changes = {"n": scenarios, "simulation.communication": communication}
+    changes |= _common(lm, profiles, columns, seed, concurrency, max_calls)
+    _run("simulate", recipe, changes, settings, out, fresh, replay, dry_run, quiet)
+
+
+@app.command()
+def rehearse(
+    spec: Annotated[str, typer.Argument(help="The rehearsal with its dials.")] = "rehearsal",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1.")] = 8000,
+) -> None:
+    """Serve the rehearsal engine over the OpenAI chat protocol."""
+    from matrix_dspy.engine.rehearsal_server import serve_rehearsal
+
+    serve_rehearsal(spec, port=port)
+
+
+@app.command()
+def programs(name: Annotated[str | None, typer.Argument(help="A program to show in full.")] = None) -> None:
+    """List the DSPy programs, or show one."""
+    from matrix_dspy.report.programs import describe_program, list_program_lines
+
+    for line in describe_program(name) if name else list_program_lines():
+        typer.echo(line)
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    row: Annotated[str | None, typer.Option("--row", help="Id of any row, to walk it back to its people.")] = None,
+) -> None:
+    """Show a run, or where one of its rows came from."""
+    from matrix_dspy.report.descent import describe_row, describe_run
+
+    for line in describe_row(run, row) if row else describe_run(run):
+        typer.echo(line)
+
+
+@population.command()
+def compose(
+    n: Annotated[int, typer.Option(min=1, help="Profiles to draw.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
+    out: Annotated[Path, typer.Option(help="JSONL file to write.")] = Path("profiles.jsonl"),
+) -> None:
+    """Draw invented profiles from public statistics."""
+    from matrix_dspy.population.composing import compose_profiles, write_profiles
+
+    write_profiles(compose_profiles(n, seed), out)
+    typer.echo(f"{n:,} profiles: {out}")
+    typer.echo(f"next: {_program()} generate --profiles {shlex.quote(str(out))}")
+
+
+@population.command()
+def read(
+    path: Annotated[Path, typer.Argument(help="JSONL, JSON, CSV or Parquet, or a folder of JSON files.")],
+    columns: ColumnsOption = None,
+) -> None:
+    """Read a file of profiles and say what was understood of it."""
+    from matrix_dspy.population.reading import read_profiles
+
+    profiles, rejected = read_profiles(path, _pairs(columns))
+    n_history = sum(bool(profile.history) for profile in profiles)
+    typer.echo(f"{len(profiles):,} profiles, {n_history:,} with a history, {len(rejected):,} rejected")
+    for row in rejected[:20]:
+        typer.echo(f"rejected {row.id}: {row.reason}; {row.detail}")
+    for profile in profiles[:3]:
+        described = " ".join(profile.description.split())[:200]
+        typer.echo(f"{profile.profile_id}  {profile.name}: {described} ({len(profile.history)} past posts)")
+    typer.echo(f"next: {_program()} generate --profiles {shlex.quote(str(path))}")
+
+
+def main() -> None:
+    """Run the command line; a `MatrixError` is printed without a traceback and ends with exit code 1."""
+    from matrix_dspy.errors import MatrixError
+
+    try:
+        app()
+    except MatrixError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _common(
+    lm: str | None,
+    profiles: str | None,
+    columns: list[str] | None,
+    seed: int | None,
+    concurrency: int | None,
+    max_calls: int | None,
+) -> dict[str, Any]:
+    return {
+        "lm.main": lm,
+        "population.profiles": profiles,
+        "population.columns": _pairs(columns) or None,
+        "seed": seed,
+        "operation.concurrency": concurrency,
+        "operation.max_calls": max_calls,
+    }
+
+
+def _run(
+    command: str,
+    recipe: str,
+    changes: dict[str, Any],
+    settings: list[str] | None,
+    out: Path | None,
+    fresh: bool,
+    replay: list[Path] | None,
+    dry_run: bool,
+    quiet: bool,
+) -> None:
+    """Build the config, run the command, and end with the right exit code."""
+    from matrix_dspy.config import load_recipe, parse_setting
+
+    given = {key: value for key, value in changes.items() if value is not None}
+    config = load_recipe(recipe, given | dict(parse_setting(text) for text in settings or []))
+    if dry_run:
+        _show_config(config)
+        return
+
+    from matrix_dspy import pipeline
+    from matrix_dspy.bulk.program import run_async
+    from matrix_dspy.bulk.progress import Progress
+
+    path = out or pipeline.default_folder(config, command)
+    path = pipeline.start_fresh(path) if fresh else path
+    progress = Progress()
+    if config.lm.main.startswith("rehearsal"):
+        typer.echo("model: rehearsal, a rule-based stand-in; its rows show the form of the data only", err=True)
+    try:
+        work = getattr(pipeline, command)(config, path, progress=progress, replay=tuple(replay or ()), is_quiet=quiet)
+        result = run_async(work)
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted; nothing is lost, go on with:\n  {_resume_command(path)}", err=True)
+        raise typer.Exit(130) from None
+    _say_result(command, config, result)
+    if not result.is_complete:
+        raise typer.Exit(3)
+
+
+def _show_config(config: "Config") -> None:
+    import tomli_w
+
+    values = config.model_dump(mode="json", exclude_none=True)
+    values["sampling"] = {name: config.sampling_of(name).model_dump(exclude_none=True) for name in config.sampling}
+    typer.echo(tomli_w.dumps(values), nl=False)
+
+
+def _say_result(command: str, config: "Config", result: "Result") -> None:
+    unit = "rows" if command == "generate" else "scenarios"
+    if result.was_finished:
+        typer.echo(f"{result.path} is finished already: {result.n_kept:,} {unit}; --fresh starts a new folder")
+    else:
+        typer.echo(f"{result.n_kept:,} of {result.n_wanted:,} {unit}: {result.path}")
+    if command == "generate":
+        kind = Path(config.synthesis.kind).stem
+        typer.echo(f"data set: {result.path}/dataset/{kind}.parquet and .jsonl")
+    typer.echo(f"card:     {result.path}/README.md")
+    if not result.is_complete:
+        typer.echo(f"{result.n_wanted - result.n_kept:,} {unit} are missing: {result.reason}; go on with:", err=True)
+        typer.echo(f"  {_resume_command(result.path)}", err=True)
+        return
+    typer.echo(f"next:     {_program()} show {shlex.quote(str(result.path))}")
+
+
+def _resume_command(path: Path) -> str:
+    """Return the command that goes on with this run: the same one, in the same folder."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--fresh"]
+    if not any(argument == "--out" or argument.startswith("--out=") for argument in arguments):
+        arguments += ["--out", str(path)]
+    return f"{_program()} {shlex.join(arguments)}"
+
+
+def _program() -> str:
+    return "python cli.py" if sys.argv[0].endswith("cli.py") else "matrix-dspy"
+
+
+def _pairs(columns: list[str] | None) -> dict[str, str]:
+    from matrix_dspy.errors import ConfigError
+
+    pairs = [text.partition("=") for text in columns or []]
+    for field, equals, column in pairs:
+        if not (field and equals and column):
+            raise ConfigError(f"cannot read --column {field + equals + column!r}; write --column name=realname")
+    return {field: column for field, _, column in pairs}
+
+
+if __name__ == "__main__":
+    main()

@@ -13,24 +13,52 @@ _FIELD_HEADER = re.compile(r"\[\[\s*##\s*(.*?)\s*##\s*\]\]")
 _SPECIAL_TOKEN = re.compile(r"<\|([^|<>]{1,40})\|>")
 """Chat templates mark turns by such tokens; a tokenizer would obey them inside text."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_INVISIBLE = {0xFEFF, 0x00AD, 0x180E, *range(0x200B, 0x200D), *range(0x200E, 0x2010), *range(0x202A, 0x202F),
-              *range(0x2060, 0x2065), *range(0x2066, 0x2070), *range(0xE0000, 0xE0080), *range(0xE000, 0xE002)}  # fmt: skip
+_INVISIBLE = {
+    *(0xFEFF, 0x00AD, 0x180E, 0x200B, 0xE000, 0xE001),
+    *range(0x200E, 0x2010),
+    *range(0x202A, 0x202F),
+    *range(0x2060, 0x2065),
+    *range(0x2066, 0x2070),
+    *range(0xE0000, 0xE0080),
+}
+"""Marks that change direction or order of text, or hide in it; joiners that scripts and emoji need are kept."""
 _CONTROL = {code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 _REMOVED = dict.fromkeys(_INVISIBLE | _CONTROL)
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
+
+_CONTACTS = re.compile(
+    r"""
+      [\w.+-]+@[\w-]+\.[\w.-]+                                   # an e-mail address
+    | (?:https?://|www\.)\S+ | \b[\w-]+\.(?:com|org|net|io|edu|gov)\b/?\S*  # a link
+    | (?<![\w@.])@\w{2,}                                         # a user name
+    | \+\d[\d ().-]{6,}\d | \(?\b\d{3,5}\)?[ .-]\d{3,4}[ .-]\d{3,4}\b        # a phone number
+    | \d{6,}                                                     # a long number
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def find_contacts(text: str) -> list[str]:
+    """Return the e-mail addresses, links, @names, phone numbers and numbers of six or more digits in `text`."""
+    return _CONTACTS.findall(text)
+
+
+def remove_contacts(text: str, put: str) -> str:
+    """Put `put` in the place of everything `find_contacts` finds."""
+    return _CONTACTS.sub(put, text)
 
 
 def clean_text(text: str) -> str:
     """Return `text` without control and direction marks, and with prompt markers made harmless.
 
-    Line ends become newlines, runs of more than two newlines become two, outer blanks go. Idempotent.
+    Line ends become newlines, more than two empty lines become two, outer blanks go. Idempotent.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").translate(_REMOVED)
     text = _SURROGATES.sub("\ufffd", text)
     for pattern, put in ((_CUSTOM_TYPE, ""), (_FIELD_HEADER, r"\1"), (_SPECIAL_TOKEN, r"\1")):
         while (shorter := pattern.sub(put, text)) != text:
             text = shorter
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
+    return re.sub(r"\n{4,}", "\n\n\n", text).strip()
 
 
 def clean_value(value: object) -> object:

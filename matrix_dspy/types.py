@@ -21,6 +21,11 @@ def make_id(noun: str, *parts: str | int) -> str:
     return f"{noun}-{hashlib.blake2b(joined.encode(), digest_size=8, person=noun.encode()[:16]).hexdigest()}"
 
 
+def describe_persona(name: str, description: str, personality: str, life_goal: str) -> str:
+    """Return the constant head of all of an agent's prompts."""
+    return f"Name: {name}\nDescription: {description}\nPersonality: {personality}\nLife goal: {life_goal}"
+
+
 class Row(BaseModel):
     """A row of a table."""
 
@@ -73,6 +78,11 @@ class Agent(Row):
     """The first plan; later ones stand in the events of the steps they led to."""
     has_history: bool
     """False when memory started empty and the personality came from the description alone."""
+
+    @property
+    def persona(self) -> str:
+        """The agent as its prompts describe it."""
+        return describe_persona(self.name, self.description, self.personality, self.life_goal)
 
 
 class Group(Row):

@@ -17,7 +17,9 @@ class PlainChat(dspy.Adapter):
     Demos become earlier turns. The signature's instructions become a system message only when they are not empty.
     """
 
-    def format(self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]) -> list[dict]:
+    def format(
+        self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
+    ) -> list[dict]:
         (asked,), (answered,) = signature.input_fields, signature.output_fields
         messages = [{"role": "system", "content": signature.instructions}] if signature.instructions.strip() else []
         for demo in demos:

@@ -1,0 +1,223 @@
+"""A run's folder: what it is (`run.toml`), what it paid for (`journal/`), what it made (`tables/`, `dataset/`).
+
+`run.toml` is written first and compared on every later start: `[operation]` may change and `n` may grow, any other
+change stops with the key's name. One process at a time holds the folder.
+"""
+
+import hashlib
+import platform
+import tomllib
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+import polars as pl
+import tomli_w
+from filelock import BaseFileLock, FileLock, Timeout
+
+from matrix_dspy import __version__
+from matrix_dspy.bulk.journal import Journal
+from matrix_dspy.bulk.tables import build_frame, read_table, write_jsonl, write_parquet, write_text
+from matrix_dspy.config import Config
+from matrix_dspy.errors import RunError, TableError, boundary
+from matrix_dspy.types import NOUNS, Example, Row
+
+CONTRACT = 1
+"""Version of the folder's layout."""
+_ID_COLUMNS = {"rejected": ("noun", "id", "stage", "reason", "detail")}
+
+
+class RunFolder:
+    """One run on disk; a context manager that holds the lock and the journal while it is open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.journal: Journal | None = None
+        self.run_id = ""
+        self._lock: BaseFileLock | None = None
+
+    @classmethod
+    def open(
+        cls, path: Path, command: str, config: Config, models: dict[str, str], *, replay: tuple[Path, ...] = ()
+    ) -> Self:
+        """Take the folder for a run of `config`, making it if it is not there.
+
+        `models` are the models' own names per role; `replay` are other run folders whose journals are read too.
+
+        Raises:
+            RunError: another process holds it, it holds another run, or it cannot be written.
+        """
+        folder = cls(path)
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{str(path)!r} is a file; give another folder with --out")
+        with boundary(RunError, f"open the run folder {str(path)!r}"):
+            path.mkdir(parents=True, exist_ok=True)
+            folder._lock = take_lock(path)
+            try:
+                identity = _build_identity(command, config, models)
+                folder._compare_or_write(identity, config)
+                folder.run_id = _hash_identity(identity)
+                places = tuple(_journal_of(other) for other in replay)
+                folder.journal = Journal(path / "journal", replay=places, keep_prompts=config.operation.keep_prompts)
+            except BaseException:
+                folder._lock.release()
+                raise
+        return folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.journal is not None:
+            self.journal.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def write_table(self, noun: str, rows: Iterable[Row]) -> None:
+        """Write `tables/<noun>.parquet`, sorted by id."""
+        kind = NOUNS[noun]
+        sort_by = _ID_COLUMNS.get(noun) or (next(iter(kind.model_fields)),)
+        write_parquet(build_frame(kind, rows, sort_by=sort_by), self.path / "tables" / f"{noun}.parquet", self.run_id)
+
+    def write_dataset(self, kind: str, rows: Iterable[Example]) -> pl.DataFrame:
+        """Write `dataset/<kind>.parquet` and `.jsonl`, sorted by id, and return the frame."""
+        frame = build_frame(Example, rows, sort_by=("example_id",))
+        write_parquet(frame, self.path / "dataset" / f"{kind}.parquet", self.run_id)
+        write_jsonl(frame, self.path / "dataset" / f"{kind}.jsonl")
+        return frame
+
+    def write_card(self, text: str) -> None:
+        """Write the dataset card, `README.md`."""
+        write_text(text, self.path / "README.md")
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Note how the last start ended, in `state.json`."""
+        write_text(orjson.dumps(state, option=orjson.OPT_INDENT_2).decode() + "\n", self.path / "state.json")
+
+    def read_state(self) -> dict[str, Any]:
+        """Return how the last start ended; empty when none has."""
+        try:
+            return orjson.loads((self.path / "state.json").read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            return {}
+
+    def _compare_or_write(self, identity: dict[str, Any], config: Config) -> None:
+        path = self.path / "run.toml"
+        if path.exists():
+            old = _read_run(path)
+            _refuse_changes(old, identity, config, self.path)
+        elif any(self.path.glob("journal/*.jsonl")) or (self.path / "tables").exists():
+            raise RunError(f"{str(self.path)!r} holds tables but no run.toml; give another folder with --out")
+        document = {
+            "contract": CONTRACT,
+            "n": config.n,
+            "identity": identity,
+            "operation": _drop_none(config.operation.model_dump()),
+            "versions": _list_versions(),
+        }
+        write_text(tomli_w.dumps(document), path)
+
+
+def take_lock(path: Path) -> BaseFileLock:
+    """Take a folder for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        RunError: another process has it.
+    """
+    lock = FileLock(path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(
+            f"another process is working on {str(path)!r}; wait for it, or give another folder with --out"
+        ) from error
+    return lock
+
+
+def read_run_id(path: Path) -> str:
+    """Return the id of the run in a folder.
+
+    Raises:
+        RunError: there is no run there.
+    """
+    return _hash_identity(read_run(path)["identity"])
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Return the contents of a folder's `run.toml`.
+
+    Raises:
+        RunError: there is no run there.
+    """
+    if not (path / "run.toml").is_file():
+        raise RunError(f"no run in {str(path)!r}; it has no run.toml")
+    return _read_run(path / "run.toml")
+
+
+def read_run_table(path: Path, noun: str) -> pl.DataFrame:
+    """Read `tables/<noun>.parquet` of the run in folder `path`, refusing another run's table."""
+    if noun not in NOUNS:
+        raise TableError(f"no table {noun!r}; there are {', '.join(NOUNS)}")
+    return read_table(path / "tables" / f"{noun}.parquet", read_run_id(path))
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RunError(f"could not read {str(path)!r}: {error}; start anew with --fresh") from error
+    if document.get("contract") != CONTRACT or not isinstance(document.get("identity"), dict):
+        raise RunError(f"{str(path)!r} was written by another version of matrix_dspy; start anew with --fresh")
+    return document
+
+
+def _build_identity(command: str, config: Config, models: dict[str, str]) -> dict[str, Any]:
+    """Return everything a run is, and nothing of how the work is done."""
+    parts = config.model_dump(exclude={"n", "operation", "lm"}, mode="json")
+    sampling = {name: values.model_dump() for name, values in config.sampling.items()}
+    return _drop_none({"command": command, **parts, "sampling": sampling, "models": models})
+
+
+def _drop_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _drop_none(inner) for key, inner in value.items() if inner is not None}
+    return value
+
+
+def _hash_identity(identity: dict[str, Any]) -> str:
+    return hashlib.blake2b(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS), digest_size=8).hexdigest()
+
+
+def _refuse_changes(old: dict[str, Any], identity: dict[str, Any], config: Config, path: Path) -> None:
+    before, now = _flatten(old["identity"]), _flatten(identity)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise RunError(
+                f"{str(path)!r} holds a run with {key} = {before.get(key)!r}, not {now.get(key)!r}; "
+                "give another folder with --out, or start anew with --fresh"
+            )
+    if config.n < old["n"]:
+        raise RunError(
+            f"{str(path)!r} holds a run with n = {old['n']}, which may grow but not shrink to {config.n}; "
+            "give another folder with --out"
+        )
+
+
+def _flatten(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
+    return flat
+
+
+def _journal_of(other: Path) -> Path:
+    if not (other / "journal").is_dir():
+        raise RunError(f"no journal in {str(other)!r}; --from takes a run folder")
+    return other / "journal"
+
+
+def _list_versions() -> dict[str, str]:
+    found = {name: version(name) for name in ("dspy", "polars", "pydantic", "scikit-learn", "rensa")}
+    return {"matrix_dspy": __version__, "python": platform.python_version(), **found}

@@ -1,0 +1,284 @@
+"""Any DSPy program over any Polars frame, in bulk and resumable: `run_program`.
+
+A program with one predictor runs on a template (`Prompt`); one with several, or with control flow of its own, runs
+through its `acall` on the same engine and journal, slower.
+"""
+
+import asyncio
+import contextvars
+import json
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dspy
+import polars as pl
+
+from matrix_dspy.bulk.folder import take_lock
+from matrix_dspy.bulk.journal import CallKey, Journal
+from matrix_dspy.bulk.progress import Progress
+from matrix_dspy.bulk.prompt import Prompt
+from matrix_dspy.bulk.runner import Outcome, Runner
+from matrix_dspy.bulk.tables import build_frame, read_dtype, write_parquet
+from matrix_dspy.config import SamplingConfig
+from matrix_dspy.engine.base import Completion, Engine, Request
+from matrix_dspy.engine.lm import build_lm
+from matrix_dspy.engine.spec import build_engine
+from matrix_dspy.errors import ConfigError, RunError, TableError, boundary, did_you_mean
+from matrix_dspy.text import clean_value, strip_custom_types
+from matrix_dspy.types import Rejected
+
+T = TypeVar("T")
+STAGE = "program"
+
+
+def run_program(
+    program: dspy.Module,
+    frame: pl.DataFrame,
+    *,
+    lm: str | Engine = "rehearsal",
+    out: str | Path | None = None,
+    temperature: float = 0.7,
+    top_p: float | None = None,
+    max_tokens: int = 1024,
+    concurrency: int = 32,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Run `program` on every row and return the frame with its output columns, `model` and `error` added.
+
+    Columns named like the program's inputs are its inputs. Rows keep their order; a row without a usable answer has
+    nulls and says why in `error`. With `out`, a folder, every completion is journaled there, a second call with the
+    same program, rows and model pays only for what is missing, and `output.parquet` and `rejected.parquet` are
+    written. Works inside a running event loop (a notebook) too.
+
+    Raises:
+        TableError: an input column is missing, or an output column is there already.
+        EngineError: the model cannot be reached.
+        RunError: another process works on `out`, or it cannot be written.
+    """
+    sampling = SamplingConfig(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+    engine = build_engine(lm, concurrency=concurrency) if isinstance(lm, str) else lm
+    job = _Job(program, frame, engine, sampling, seed)
+    if out is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            return run_async(job.run(Path(scratch)))
+    return run_async(job.run(Path(out)))
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, from plain code or from inside a running loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    box: list[T] = []
+    faults: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            box.append(asyncio.run(work))
+        except BaseException as error:
+            faults.append(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,))
+    thread.start()
+    thread.join()
+    if faults:
+        raise faults[0]
+    return box[0]
+
+
+async def for_each(n: int, width: int, work: Callable[[int], Awaitable[None]]) -> None:
+    """Await `work(0)` to `work(n - 1)`, started in order, at most `width` at a time; the first error stops all."""
+    positions = iter(range(n))
+
+    async def worker() -> None:
+        for position in positions:
+            await work(position)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(n, width)):
+                group.create_task(worker())
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from None
+
+
+def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first plain error inside nested groups."""
+    error = errors.exceptions[0]
+    return first_error(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+class _Job:
+    """One call of `run_program`."""
+
+    def __init__(
+        self, program: dspy.Module, frame: pl.DataFrame, engine: Engine, sampling: SamplingConfig, seed: int
+    ) -> None:
+        self.program = program
+        self.frame = frame
+        self.engine = engine
+        self.sampling = sampling
+        self.seed = seed
+        self.signature = _read_signature(program)
+        self.inputs = list(self.signature.input_fields)
+        self.outputs = list(self.signature.output_fields)
+        self._check_columns()
+
+    async def run(self, folder: Path) -> pl.DataFrame:
+        with boundary(RunError, f"make the folder {str(folder)!r}"):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(folder)
+        journal = Journal(folder / "journal")
+        try:
+            async with self.engine:
+                runner = Runner(self.engine, journal, seed=self.seed, progress=Progress())
+                outcomes = await self._collect(runner)
+                result = self._build_result(outcomes)
+            write_parquet(result, folder / "output.parquet")
+            rejected = build_frame(Rejected, self._list_rejected(outcomes), sort_by=("id",))
+            write_parquet(rejected, folder / "rejected.parquet")
+        finally:
+            journal.close()
+            lock.release()
+        return result
+
+    async def _collect(self, runner: Runner) -> list[Outcome]:
+        outcomes: list[Outcome | None] = [None] * len(self.frame)
+        columns = {name: self.frame[name] for name in self.inputs}
+        ask = self._ask_template(runner) if len(self.program.predictors()) == 1 else self._ask_module(runner)
+
+        async def work(position: int) -> None:
+            inputs = {name: _strip(column[position]) for name, column in columns.items()}
+            outcomes[position] = await ask(position, inputs)
+
+        await for_each(len(self.frame), 2 * self.engine.concurrency, work)
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _ask_template(self, runner: Runner) -> Callable[[int, dict[str, Any]], Awaitable[Outcome]]:
+        prompt = Prompt.of(self.program)
+
+        def ask(position: int, inputs: dict[str, Any]) -> Awaitable[Outcome]:
+            return runner.call(prompt, inputs, CallKey(STAGE, f"row-{position:09d}", "call"), self.sampling)
+
+        return ask
+
+    def _ask_module(self, runner: Runner) -> Callable[[int, dict[str, Any]], Awaitable[Outcome]]:
+        row: contextvars.ContextVar[list[int]] = contextvars.ContextVar("row")
+        engine = _JournaledEngine(runner, row)
+        lm = build_lm(engine, is_open=True, temperature=self.sampling.temperature, max_tokens=self.sampling.max_tokens)
+        quiet = {"disable_history": True, "trace": None, "max_trace_size": 0, "warn_on_type_mismatch": False}
+
+        async def ask(position: int, inputs: dict[str, Any]) -> Outcome:
+            row.set([position, 0])
+            try:
+                with dspy.context(lm=lm, **quiet):
+                    prediction = await self.program.acall(**inputs)
+                return Outcome({name: clean_value(getattr(prediction, name)) for name in self.outputs}, "")
+            except Exception as error:
+                if engine.fault is not None:
+                    raise engine.fault from error
+                raw = getattr(error, "lm_response", "") or ""
+                return Outcome(None, raw, "failed", " ".join(str(error).split())[:300] or type(error).__name__)
+
+        return ask
+
+    def _check_columns(self) -> None:
+        for name in self.inputs:
+            if name not in self.frame.columns:
+                raise TableError(f"the frame has no column {name!r}; {did_you_mean(name, self.frame.columns)}")
+        for name in [*self.outputs, "model", "error"]:
+            if name in self.frame.columns and name not in self.inputs:
+                raise TableError(f"the frame has a column {name!r} already; drop or rename it first")
+
+    def _build_result(self, outcomes: list[Outcome]) -> pl.DataFrame:
+        made: list[pl.Series] = []
+        for name in self.outputs:
+            values = [None if outcome.fields is None else outcome.fields[name] for outcome in outcomes]
+            made.append(_build_series(name, self.signature.output_fields[name].annotation, values))
+        errors = [None if outcome.is_ok else f"{outcome.reason}: {outcome.detail}" for outcome in outcomes]
+        model = pl.Series("model", [self.engine.model] * len(outcomes), dtype=pl.String)
+        return self.frame.with_columns(*made, model, pl.Series("error", errors, dtype=pl.String))
+
+    def _list_rejected(self, outcomes: list[Outcome]) -> list[Rejected]:
+        return [
+            Rejected(
+                noun="row", id=f"row-{position:09d}", stage=STAGE,
+                reason=outcome.reason, detail=outcome.detail, raw_text=outcome.text,
+            )
+            for position, outcome in enumerate(outcomes)
+            if not outcome.is_ok
+        ]  # fmt: skip
+
+
+class _JournaledEngine(Engine):
+    """Gives a row's calls, in their order within the row, to the runner, so that they are journaled and replayed."""
+
+    def __init__(self, runner: Runner, row: contextvars.ContextVar[list[int]]) -> None:
+        super().__init__(concurrency=runner.engine.concurrency)
+        self.model = runner.engine.model
+        self.supports_response_schema = runner.engine.supports_response_schema
+        self.fault: Exception | None = None
+        self._runner = runner
+        self._row = row
+
+    async def complete(self, request: Request) -> Completion:
+        place = self._row.get()
+        key = CallKey(STAGE, f"row-{place[0]:09d}", "call", sample=place[1])
+        place[1] += 1
+        try:
+            return await self._runner.complete(request, key)
+        except Exception as error:
+            self.fault = error  # DSPy would wrap it and take it for the row's
+            raise
+
+
+def _read_signature(program: dspy.Module) -> type[dspy.Signature]:
+    """Return the signature whose fields are the program's: its only predictor's, or the one it declares."""
+    predictors = program.predictors()
+    if len(predictors) == 1:
+        return predictors[0].signature  # pyright: ignore[reportAttributeAccessIssue]
+    declared = getattr(program, "signature", None)
+    if isinstance(declared, str):
+        return dspy.Signature(declared)  # pyright: ignore[reportReturnType]
+    if declared is None:
+        raise ConfigError(
+            f"{type(program).__name__} has {len(predictors)} predictors; "
+            "give the class an attribute `signature` that names its own inputs and outputs"
+        )
+    return declared
+
+
+def _strip(value: Any) -> Any:
+    """Take DSPy's custom-type marks out of an input, so that text cannot become an image to fetch."""
+    if isinstance(value, str):
+        return strip_custom_types(value) if "<<CUSTOM-TYPE" in value else value
+    if isinstance(value, pl.Series):
+        return [_strip(item) for item in value.to_list()]
+    if isinstance(value, list):
+        return [_strip(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _strip(item) for key, item in value.items()}
+    return value
+
+
+def _build_series(name: str, annotation: Any, values: list[Any]) -> pl.Series:
+    """Put output values into a column of their type; what has no column type becomes JSON text."""
+    try:
+        return pl.Series(name, values, dtype=read_dtype(annotation), strict=True)
+    except (KeyError, TypeError, pl.exceptions.PolarsError):
+        texts = [v if v is None or isinstance(v, str) else json.dumps(_plain(v), ensure_ascii=False) for v in values]
+        return pl.Series(name, texts, dtype=pl.String)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,128 @@
+"""How far a run is: counters anybody can read, shown live on a terminal and as plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+PLAIN_INTERVAL_S = 5.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counters of one run; times are those of this process."""
+
+    stage: str = ""
+    kept: int = 0
+    wanted: int = 0
+    unit: str = "rows"
+    rejected: int = 0
+    n_calls: int = 0
+    """Calls answered by the engine."""
+    n_replayed: int = 0
+    """Calls answered from the journal."""
+    in_flight: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+    stage_started: float = field(default_factory=time.monotonic)
+    on_stage: Callable[[str], None] | None = None
+
+    def enter(self, stage: str, wanted: int, unit: str) -> None:
+        """Begin a stage that wants `wanted` units."""
+        self.stage, self.wanted, self.unit, self.kept = stage, wanted, unit, 0
+        self.stage_started = time.monotonic()
+        if self.on_stage is not None:
+            self.on_stage(stage)
+
+    def sent(self) -> None:
+        """Note a call sent."""
+        self.in_flight += 1
+
+    def answered(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Note a call the engine answered."""
+        self.n_calls += 1
+        self._add(prompt_tokens, completion_tokens)
+
+    def replayed(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Note a call the journal answered."""
+        self.n_replayed += 1
+        self._add(prompt_tokens, completion_tokens)
+
+    def _add(self, prompt_tokens: int, completion_tokens: int) -> None:
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+
+    def line(self) -> str:
+        """Return the state as one plain line."""
+        elapsed = max(1e-9, time.monotonic() - self.stage_started)
+        rate = self.kept / elapsed
+        eta = f", {_say_seconds((self.wanted - self.kept) / rate)} left" if rate > 0 and self.wanted > self.kept else ""
+        replayed = f" + {self.n_replayed:,} replayed" if self.n_replayed else ""
+        return (
+            f"{self.stage}: {self.kept:,}/{self.wanted:,} {self.unit} ({rate:.1f}/s{eta}), {self.rejected:,} rejected, "
+            f"{self.n_calls:,} calls{replayed}, {self.in_flight} in flight, "
+            f"tokens {self.prompt_tokens:,} in {self.completion_tokens:,} out"
+        )
+
+
+@contextmanager
+def show_progress(progress: Progress, *, is_quiet: bool = False) -> Iterator[None]:
+    """Show `progress` on standard error while the block runs."""
+    if is_quiet:
+        yield
+    elif sys.stderr.isatty():
+        with _show_live(progress):
+            yield
+    else:
+        with _show_lines(progress):
+            yield
+
+
+@contextmanager
+def _show_live(progress: Progress) -> Iterator[None]:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(
+        console=Console(stderr=True),
+        refresh_per_second=4,
+        transient=True,
+        get_renderable=lambda: Text(progress.line(), overflow="fold"),
+    ):
+        yield
+    _print(progress.line())
+
+
+@contextmanager
+def _show_lines(progress: Progress) -> Iterator[None]:
+    import threading
+
+    done = threading.Event()
+
+    def print_lines() -> None:
+        while not done.wait(PLAIN_INTERVAL_S):
+            _print(progress.line())
+
+    thread = threading.Thread(target=print_lines, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        _print(progress.line())
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _say_seconds(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,329 @@
+"""Every knob, with a sentence under each; read from a TOML recipe, changed by flags and `--set section.key=value`.
+
+Configs are cheap and frozen, and unknown keys are refused. Keys of `[operation]` may change between starts of one run
+and `n` may grow; any other key is part of what the run is.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from matrix_dspy.errors import ConfigError, describe_os_error, did_you_mean
+from matrix_dspy.types import Communication, InstructionType
+
+S = TypeVar("S", bound="Section")
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Section(BaseModel):
+    """A frozen part of the config that knows its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class SamplingConfig(Section):
+    """How one program's completions are drawn."""
+
+    temperature: float = Field(0.7, ge=0, le=2)
+    """0 takes the likeliest token, higher is more various."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Share of probability mass to draw from; unset leaves it to the server."""
+    max_tokens: int = Field(1024, ge=1)
+    """Longest answer, in tokens."""
+
+
+SAMPLING: dict[str, SamplingConfig] = {
+    "anonymiser": SamplingConfig(temperature=0.3, max_tokens=2048),
+    "privacy_checker": SamplingConfig(temperature=0.0, max_tokens=256),
+    "goal_setter": SamplingConfig(temperature=0.7, max_tokens=512),
+    "planner": SamplingConfig(temperature=0.7, max_tokens=768),
+    "actor": SamplingConfig(temperature=0.8, max_tokens=384),
+    "memory_keeper": SamplingConfig(temperature=0.3, max_tokens=384),
+    "intra_router": SamplingConfig(temperature=0.0, max_tokens=256),
+    "inter_router": SamplingConfig(temperature=0.0, max_tokens=256),
+    "reception_router": SamplingConfig(temperature=0.0, max_tokens=512),
+    "scenario_writer": SamplingConfig(temperature=0.5, max_tokens=768),
+    "instruction_writer": SamplingConfig(temperature=0.9, max_tokens=768),
+    "instruction_rater": SamplingConfig(temperature=0.0, max_tokens=384),
+    "responder": SamplingConfig(temperature=0.7, top_p=0.9, max_tokens=2048),
+    "response_judge": SamplingConfig(temperature=0.0, max_tokens=384),
+    "critic": SamplingConfig(temperature=0.5, max_tokens=1024),
+    "reviser": SamplingConfig(temperature=0.7, top_p=0.9, max_tokens=2048),
+}
+"""Shipped sampling per program; the papers state none but T 0.7, top-p 0.9 for pairs (METHOD 3.3)."""
+
+
+class PopulationConfig(Section):
+    """Who lives."""
+
+    profiles: str = ""
+    """A JSONL, JSON, CSV or Parquet file of profiles, or a folder of JSON files; empty is the shipped invented set."""
+    columns: dict[str, str] = {}
+    """Where the fields stand in that file, as field = column; guessed from usual names where not given."""
+    n_agents: int = Field(1000, ge=1)
+    """Agents at the most; fewer when the file holds fewer. Paper: 1,000."""
+    n_retries: int = Field(2, ge=0)
+    """Further tries at anonymising a profile before it is dropped."""
+    memory_tokens: int = Field(1500, ge=200)
+    """Tokens of memory in a prompt before the older half is summarised."""
+    n_recalled: int = Field(3, ge=0)
+    """Folded memories shown again when they resemble what is going on."""
+
+
+class SimulationConfig(Section):
+    """How they live together."""
+
+    communication: Communication = "structured"
+    """Who observes an action: as modulators decide, a random draw, or nobody."""
+    n_groups: int | None = Field(None, ge=1)
+    """Groups to form; unset is one for every five agents. Paper: 200 for 1,000."""
+    max_group_size: int = Field(10, ge=1)
+    """Most agents in a group. Paper: 10."""
+    scenarios: int | None = Field(None, ge=1)
+    """Scenarios to simulate before instructions are written; unset follows from n. Paper: up to 10,000."""
+    lookahead: int = Field(3, ge=0)
+    """Rounds an event takes to reach another group; 0 makes all groups meet at every boundary."""
+    rounds_per_scenario: int = Field(1, ge=1)
+    """Turns every live agent has before a scenario may close; 3 shows reactions inside it, at three times the cost."""
+    min_actions: int = Field(3, ge=1)
+    """Actions a scenario needs before it may close. Paper: 3."""
+    max_plans: int = Field(20, ge=1)
+    """Plans an agent may make, one after the other. Paper: 1."""
+    max_actions_per_step: int = Field(3, ge=1)
+    """Turns after which a step of the plan is left, done or not."""
+    max_late_reactions: int = Field(2, ge=0)
+    """Reactions an agent may still have when its last plan is finished."""
+    shortlist: int = Field(20, ge=1)
+    """Groups shown to the router between groups, most similar first."""
+    max_target_groups: int = Field(3, ge=0)
+    """Other groups an action may reach."""
+    max_outside_events: int = Field(5, ge=0)
+    """Newest events from outside that a group takes in at a boundary."""
+    quiet_boundaries: int = Field(3, ge=1)
+    """Boundaries in a row without a new scenario after which a group rests."""
+    random_receivers: int = Field(2, ge=0)
+    """In mode random: receivers of each action."""
+
+
+class SynthesisConfig(Section):
+    """What is made of the scenarios."""
+
+    kind: str = "sft"
+    """Which kind of data: a file name in recipes/kinds or a path to one's own."""
+    type: InstructionType = "simple"
+    """Simple everyday instructions or specialised ones (METHOD 3.2)."""
+    need: str = ""
+    """What the data is for, in words; scenarios near to it are preferred. Empty draws evenly over groups."""
+    language: str = "English"
+    """The language instructions are asked for in."""
+    relevance_weight: float = Field(0.7, ge=0, le=1)
+    """Weight of relevance against variety when scenarios are retrieved by need (MMR)."""
+    oversample: float = Field(1.5, ge=1)
+    """Candidates simulated for every row wanted, to start with."""
+    need_oversample: float = Field(3.0, ge=1)
+    """The same where a need is given, so that there is something to choose from."""
+    group_share: float = Field(0.05, gt=0, le=1)
+    """Largest share of the set that one group may supply, or two even shares where that is more."""
+
+
+class CurationConfig(Section):
+    """What is dropped."""
+
+    min_words: int = Field(5, ge=1)
+    """Shortest instruction, in words."""
+    max_words: int = Field(400, ge=1)
+    """Longest instruction, in words."""
+    leak_words: int = Field(12, ge=4)
+    """Length of a run of words shared with a raw profile that counts as a leak."""
+    shingle_words: int = Field(2, ge=1)
+    """Words in a shingle for near duplicates."""
+    near_duplicate: float = Field(0.7, gt=0, le=1)
+    """Jaccard similarity of shingles from which two instructions are near duplicates."""
+
+
+class LMConfig(Section):
+    """Which model plays which part."""
+
+    main: str = "rehearsal"
+    """The model that simulates, writes and answers: see --lm."""
+
+
+class OperationConfig(Section):
+    """How the work is done; nothing here changes the result, so all of it may change between starts."""
+
+    concurrency: int = Field(32, ge=1, le=65536)
+    """Calls in flight at the most."""
+    timeout_s: float = Field(120.0, gt=0)
+    """Longest wait for one answer, in seconds."""
+    patience_s: float = Field(120.0, gt=0)
+    """How long one call is retried before the server counts as gone and the run stops, in seconds."""
+    max_calls: int | None = Field(None, ge=1)
+    """Calls to send in this start at the most."""
+    keep_prompts: bool = False
+    """Whether prompts are journaled in full, not only as hashes."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    recipe: str = "tiny"
+    """Name of the recipe this came from."""
+    n: int = Field(200, ge=1)
+    """Rows to keep."""
+    seed: int = Field(0, ge=0)
+    """Seed of every choice the library makes."""
+    embedder: str = "tfidf"
+    """`tfidf` (hashed n-grams, TF-IDF and SVD, no model) or `sentence-transformers:PATH` (extra `embed`)."""
+    lm: LMConfig = LMConfig()
+    population: PopulationConfig = PopulationConfig()
+    simulation: SimulationConfig = SimulationConfig()
+    synthesis: SynthesisConfig = SynthesisConfig()
+    curation: CurationConfig = CurationConfig()
+    sampling: dict[str, SamplingConfig] = {}
+    """Sampling per program, where it differs from what is shipped."""
+    operation: OperationConfig = OperationConfig()
+
+    def sampling_of(self, program: str) -> SamplingConfig:
+        """Return how `program`'s completions are drawn."""
+        return self.sampling.get(program) or SAMPLING.get(program) or SamplingConfig()
+
+
+class RequirementChoice(Section):
+    """One value a requirement can take, and the words that ask for it."""
+
+    name: str
+    """Short name, kept in the table."""
+    text: str
+    """What the instruction writer is told."""
+    weight: float = Field(1.0, gt=0)
+    """How often it is drawn, against the others."""
+
+
+class KindConfig(Section):
+    """One kind of data: what is asked of the instruction writer."""
+
+    name: str
+    """Name of the kind, kept in the tables."""
+    describe: str
+    """One sentence for people."""
+    requirement: str
+    """The first line of every requirement."""
+    lengths: dict[InstructionType, str]
+    """What is said of length and shape, per instruction type."""
+    categories: tuple[RequirementChoice, ...] = Field(min_length=1)
+    """Task categories."""
+    complexities: dict[InstructionType, tuple[RequirementChoice, ...]]
+    """Levels of complexity, per instruction type."""
+    styles: tuple[RequirementChoice, ...] = Field(min_length=1)
+    """Ways of asking."""
+
+
+def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Config:
+    """Load a recipe by name or path and apply changes given as `section.key` to value.
+
+    Raises:
+        ConfigError: no such recipe, unknown key, or a value out of bounds.
+    """
+    path = _find_toml(name, RECIPES, "recipe")
+    values = _read_toml(path)
+    values["recipe"] = path.stem
+    for key, value in (changes or {}).items():
+        _put(values, key, value)
+    return _validate(Config, values, path)
+
+
+def load_kind(name: str) -> KindConfig:
+    """Load a kind of data by name or path.
+
+    Raises:
+        ConfigError: no such kind, or a broken file.
+    """
+    path = _find_toml(name, RECIPES / "kinds", "kind")
+    return _validate(KindConfig, _read_toml(path), path)
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the shipped recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def list_kinds() -> list[str]:
+    """Return the names of the shipped kinds."""
+    return sorted(path.stem for path in (RECIPES / "kinds").glob("*.toml"))
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Read `section.key=value`; the value is TOML, or else a string.
+
+    Raises:
+        ConfigError: there is no `=`.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"cannot read --set {text!r}; write --set section.key=value")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _find_toml(name: str, folder: Path, noun: str) -> Path:
+    if name.endswith(".toml") or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"no {noun} file {name!r}; check the path")
+        return path
+    path = folder / f"{name}.toml"
+    known = sorted(found.stem for found in folder.glob("*.toml"))
+    if name not in known:
+        raise ConfigError(f"no {noun} {name!r}; {did_you_mean(name, known)}")
+    return path
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"could not read {str(path)!r}: {describe_os_error(error)}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{str(path)!r} is not TOML: {error}") from error
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{section!r} is not a section; cannot set {key!r}")
+    values[last] = value
+
+
+def _validate(kind: type[S], values: dict[str, Any], path: Path) -> S:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_say_invalid(kind, error, path)) from error
+
+
+def _say_invalid(kind: type[Section], error: ValidationError, path: Path) -> str:
+    """Put the first fault into one sentence."""
+    fault = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {key!r} in recipe {path.stem!r}; {did_you_mean(key, _list_keys(kind))}"
+    return f"{key} = {fault['input']!r} does not do: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _list_keys(kind: type[BaseModel], before: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in kind.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += _list_keys(inner, f"{before}{name}.")
+        else:
+            keys.append(before + name)
+    return keys

@@ -1,0 +1,101 @@
+"""Texts to unit vectors, so that "similar" means a dot product.
+
+The default needs no model and no download: hashed word and character n-grams with TF-IDF weights, half of the vector
+their main directions in a reference corpus (truncated SVD), half a fixed random projection that keeps words the corpus
+never saw. With the extra `embed`, any sentence-transformers model on disk takes its place.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from matrix_dspy.errors import ConfigError, EngineError, MissingExtraError, boundary
+
+Vectors = np.ndarray
+"""(n_texts, n_dims) float32, rows of unit length (zero for a text without words)."""
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors; the same text gives the same vector in every run."""
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Return (n_texts, n_dims) float32 vectors of unit length."""
+        ...
+
+
+class TfidfEmbedder:
+    """Hashed n-grams, TF-IDF weighted, reduced to `2 * n_dims` numbers; made by `fit`."""
+
+    n_features = 2**17
+    n_dims = 192
+
+    def __init__(self, corpus: Sequence[str], seed: int = 0) -> None:
+        """Learn weights and main directions from `corpus`; deterministic for a given corpus and seed."""
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+        from sklearn.random_projection import SparseRandomProjection
+
+        shared: dict[str, Any] = {"n_features": self.n_features, "alternate_sign": False, "norm": None}
+        self._words = HashingVectorizer(ngram_range=(1, 2), stop_words="english", **shared)
+        self._characters = HashingVectorizer(analyzer="char_wb", ngram_range=(4, 5), **shared)
+        counts = self._count(list(corpus) or [""])
+        self._weights = TfidfTransformer(sublinear_tf=True).fit(counts)
+        weighted = self._weights.transform(counts)
+        n_topics = min(self.n_dims, weighted.shape[0] - 1)
+        self._topics = TruncatedSVD(n_topics, random_state=seed).fit(weighted) if n_topics >= 2 else None
+        projection = SparseRandomProjection(self.n_dims, density=1 / 3, random_state=seed, dense_output=True)
+        self._lexical = projection.fit(weighted)
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Return (n_texts, n_dims) float32 vectors of unit length."""
+        weighted = self._weights.transform(self._count(list(texts)))
+        parts = [_unit(np.asarray(self._lexical.transform(weighted)))]
+        if self._topics is not None:
+            parts.append(_unit(self._topics.transform(weighted)))
+        return _unit(np.hstack(parts)).astype(np.float32)
+
+    def _count(self, texts: list[str]) -> Any:
+        words, characters = self._words.transform(texts), self._characters.transform(texts)
+        return words + 0.25 * characters  # characters catch inflections; four of them weigh as much as a word
+
+
+class SentenceEmbedder:
+    """A sentence-transformers model from a local path."""
+
+    def __init__(self, path: str) -> None:
+        if not Path(path).exists():
+            raise ConfigError(f"no embedding model at {path!r}; give the path of a sentence-transformers folder")
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise MissingExtraError(
+                "sentence-transformers is not installed; pip install 'matrix-dspy[embed]'"
+            ) from error
+        with boundary(EngineError, f"load the embedding model {path!r}"):
+            self._model = SentenceTransformer(path, local_files_only=True)
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Return (n_texts, n_dims) float32 vectors of unit length."""
+        vectors = self._model.encode(list(texts), batch_size=64, show_progress_bar=False, convert_to_numpy=True)
+        return _unit(np.asarray(vectors, dtype=np.float32))
+
+
+def build_embedder(name: str, corpus: Sequence[str], seed: int = 0) -> Embedder:
+    """Return the embedder that `name` asks for, fitted on `corpus` where it needs fitting.
+
+    Raises:
+        ConfigError: `name` is neither `tfidf` nor `sentence-transformers:PATH`.
+    """
+    kind, _, path = name.partition(":")
+    if kind == "tfidf":
+        return TfidfEmbedder(corpus, seed)
+    if kind == "sentence-transformers" and path:
+        return SentenceEmbedder(path)
+    raise ConfigError(f"unknown embedder {name!r}; write 'tfidf' or 'sentence-transformers:PATH'")
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 1e-12)

@@ -1,0 +1,41 @@
+"""From what a user writes after `--lm` to an engine."""
+
+from typing import Any
+
+from matrix_dspy.engine.base import Engine
+from matrix_dspy.errors import ConfigError
+
+FORMS = (
+    "'rehearsal' (with dials: 'rehearsal?latency=0.2'), 'http://host:port/v1' or 'http://host:port/v1#model', "
+    "or a LiteLLM name such as 'openai/gpt-4o-mini'"
+)
+
+
+def build_engine(spec: str, **limits: Any) -> Engine:
+    """Build the engine that `spec` names; nothing is imported or opened that it does not need.
+
+    `limits` are `concurrency`, `timeout_s` and `patience_s` of `Engine`.
+
+    Raises:
+        ConfigError: `spec` has none of the known forms.
+    """
+    spec = spec.strip()
+    if spec == "rehearsal" or spec.startswith("rehearsal?"):
+        from matrix_dspy.engine.rehearsal import RehearsalEngine
+
+        return RehearsalEngine.from_spec(spec, **limits)
+    if spec.startswith(("http://", "https://")):
+        from matrix_dspy.engine.endpoint import EndpointEngine
+
+        url, _, model = spec.partition("#")
+        return EndpointEngine(url, model, **limits)
+    if spec.startswith("vllm:"):
+        raise ConfigError(
+            f"no in-process vLLM for {spec!r}; run 'vllm serve' and give its address: --lm http://host:port/v1"
+        )
+    provider, _, model = spec.partition("/")
+    if provider and model and "://" not in spec and " " not in spec:
+        from matrix_dspy.engine.provider import ProviderEngine
+
+        return ProviderEngine(spec, **limits)
+    raise ConfigError(f"unknown LM {spec!r}; write {FORMS}")

@@ -1,0 +1,316 @@
+"""The order of the stages, from profiles to a data set, and what is written when.
+
+    profiles -> agents -> groups -> events, scenarios -> instructions -> responses -> examples
+
+Every completion is journaled on arrival and tables are written at the end, so a stopped run is started again with the
+same command and pays only for what is missing.
+"""
+
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from matrix_dspy.bulk.folder import RunFolder
+from matrix_dspy.bulk.progress import Progress, show_progress
+from matrix_dspy.bulk.runner import Runner
+from matrix_dspy.config import Config, KindConfig, load_kind
+from matrix_dspy.curation.filters import Candidate as Filtered
+from matrix_dspy.curation.filters import apply_filters, build_instruction_filters, build_response_filters
+from matrix_dspy.engine.base import Engine
+from matrix_dspy.engine.embedding import Embedder, build_embedder
+from matrix_dspy.engine.spec import build_engine
+from matrix_dspy.errors import LimitError, TableError
+from matrix_dspy.population.agents import Population, build_population
+from matrix_dspy.population.reading import read_profiles
+from matrix_dspy.report.card import Figures, write_card
+from matrix_dspy.simulation.society import Closed, Society, form_groups
+from matrix_dspy.synthesis.flow import Flow, build_candidates
+from matrix_dspy.synthesis.retrieval import Retriever
+from matrix_dspy.types import Group, Profile, Rejected
+
+SHIPPED_PROFILES = Path(__file__).parent / "data" / "profiles" / "composed.jsonl"
+GROWTH = 1.25
+"""Spare scenarios asked for when candidates have run out and the society lives on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run ended."""
+
+    path: Path
+    n_kept: int
+    n_wanted: int
+    reason: str
+    """`complete`, or why rows are missing."""
+    was_finished: bool = False
+    """True when there was nothing left to do."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything wanted is there."""
+        return self.n_kept >= self.n_wanted
+
+
+@dataclass(slots=True)
+class Made:
+    """Everything a run has made so far."""
+
+    profiles: list[Profile] = field(default_factory=list)
+    population: Population | None = None
+    groups: list[Group] = field(default_factory=list)
+    closed: list[Closed] = field(default_factory=list)
+    flow: Flow | None = None
+    rejected: list[Rejected] = field(default_factory=list)
+    scenarios_wanted: int = 0
+    stop_reason: str = ""
+
+
+def default_folder(config: Config, command: str) -> Path:
+    """Return where a run is put when the user does not say."""
+    return Path("runs") / f"{config.recipe}-{config.synthesis.kind if command == 'generate' else 'simulation'}"
+
+
+def start_fresh(path: Path) -> Path:
+    """Return `path` if it is free, else the first free `path-2`, `path-3`, ...; nothing is ever deleted."""
+    candidates = (path.with_name(f"{path.name}-{number}") for number in range(2, 10_000))
+    return path if not path.exists() else next(other for other in candidates if not other.exists())
+
+
+async def generate(
+    config: Config, path: Path, *, progress: Progress, replay: tuple[Path, ...] = (), is_quiet: bool = False
+) -> Result:
+    """Simulate a society and make a data set of `config.n` rows from it, in the run folder `path`."""
+    kind = load_kind(config.synthesis.kind)
+    return await _run("generate", config, path, kind, progress, replay, is_quiet)
+
+
+async def simulate(
+    config: Config, path: Path, *, progress: Progress, replay: tuple[Path, ...] = (), is_quiet: bool = False
+) -> Result:
+    """Simulate a society until `config.n` scenarios are certain, in the run folder `path`."""
+    return await _run("simulate", config, path, None, progress, replay, is_quiet)
+
+
+async def _run(
+    command: str,
+    config: Config,
+    path: Path,
+    kind: KindConfig | None,
+    progress: Progress,
+    replay: tuple[Path, ...],
+    is_quiet: bool,
+) -> Result:
+    profiles, bad = _load_profiles(config)
+    engine = _open_engine(config)
+    async with engine:
+        with RunFolder.open(path, command, config, {"main": engine.model}, replay=replay) as folder:
+            state = folder.read_state()
+            if state.get("reason") == "complete" and state.get("n") == config.n:
+                return Result(path, config.n, config.n, "complete", was_finished=True)
+            runner = Runner(engine, folder.journal, config.seed, config.operation.max_calls, progress)
+            job = _Job(config, kind, runner, Made(profiles=profiles, rejected=bad))
+            started, began = time.monotonic(), datetime.now(UTC)
+            with show_progress(progress, is_quiet=is_quiet):
+                try:
+                    await job.work()
+                except LimitError as error:
+                    job.made.stop_reason = str(error)
+            n_kept = job.write(folder)
+            reason = "complete" if n_kept >= config.n else job.made.stop_reason or "the society fell quiet"
+            figures = _measure(job, engine, path, reason, began, time.monotonic() - started, n_kept)
+            write_card(folder, figures, command)
+            folder.write_state({"reason": reason, "n": config.n, "kept": n_kept})
+            return Result(path, n_kept, config.n, reason)
+
+
+class _Job:
+    """The stages of one run, in order."""
+
+    def __init__(self, config: Config, kind: KindConfig | None, runner: Runner, made: Made) -> None:
+        self.config = config
+        self.kind = kind
+        self.runner = runner
+        self.made = made
+        self.filters = build_instruction_filters(config.curation, made.profiles, config.seed)
+        self.response_filters = build_response_filters(self.filters)
+
+    async def work(self) -> None:
+        """Run every stage; what is done so far stands in `made` whatever happens."""
+        progress, made = self.runner.progress, self.made
+        progress.rejected += len(made.rejected)
+        progress.enter("population", len(made.profiles), "profiles")
+        population = await build_population(made.profiles, self.config, self.runner)
+        made.population = population
+        progress.rejected += len(population.rejected)
+        if not population.agents:
+            reasons = Counter(row.reason for row in population.rejected).most_common(1)
+            raise TableError(f"no profile became an agent; most failed for {reasons[0][0]!r}")
+        embedder = self._build_embedder(population)
+        made.groups = form_groups(population.agents, self.config, embedder)
+        society = Society(population.agents, made.groups, population.histories, self.config, self.runner, embedder)
+        if self.kind is None:
+            await self._simulate(society, self.config.n)
+        else:
+            await self._synthesise(society, embedder, self.kind)
+
+    def write(self, folder: RunFolder) -> int:
+        """Write all tables, and the data set of a kind; returns how many units were kept."""
+        made, population = self.made, self.made.population
+        rows = made.flow.rows if made.flow else []
+        folder.write_table("profiles", population.profiles if population else [])
+        folder.write_table("agents", population.agents if population else [])
+        folder.write_table("groups", made.groups)
+        folder.write_table("events", [event for closed in made.closed for event in closed.events])
+        folder.write_table("scenarios", [closed.scenario for closed in made.closed])
+        rejected = [*made.rejected, *(population.rejected if population else [])]
+        rejected += [row.rejected for row in rows if row.rejected]
+        folder.write_table("rejected", rejected)
+        if self.kind is None:
+            return len(made.closed)
+        folder.write_table("instructions", [row.instruction for row in rows if row.instruction])
+        folder.write_table("responses", [row.response for row in rows if row.response])
+        return len(folder.write_dataset(self.kind.name, [row.example for row in rows if row.example]))
+
+    def check_instruction(self, row_id: str, text: str, others: Sequence[str]) -> tuple[str, str] | None:
+        """Ask the filters on instructions; see `synthesis.flow.Gate`."""
+        drop = apply_filters(self.filters, Filtered(row_id, text, tuple(others)))
+        return (drop.reason, drop.detail) if drop else None
+
+    def check_response(self, row_id: str, text: str) -> tuple[str, str] | None:
+        """Ask the filters on responses; see `synthesis.flow.Gate`."""
+        drop = apply_filters(self.response_filters, Filtered(row_id, text))
+        return (drop.reason, drop.detail) if drop else None
+
+    async def _simulate(self, society: Society, n_scenarios: int) -> bool:
+        """Let the society live until `n_scenarios`; False when it fell quiet before."""
+        made = self.made
+        made.scenarios_wanted = n_scenarios
+        self.runner.progress.enter("simulation", n_scenarios, "scenarios")
+        self.runner.progress.kept = min(n_scenarios, len(society.closed))
+        n_failures = len(made.rejected)
+        try:
+            return await society.live(n_scenarios)
+        finally:
+            made.closed, failures = society.take(n_scenarios)
+            known = set(made.rejected)
+            made.rejected += [row for row in failures if row not in known]
+            self.runner.progress.rejected += len(made.rejected) - n_failures
+
+    async def _synthesise(self, society: Society, embedder: Embedder, kind: KindConfig) -> None:
+        """Alternate between living and writing until n rows are kept or nothing more can come."""
+        made, config = self.made, self.config
+        flow = Flow(config, kind, self.runner, self, n_groups=len(made.groups))
+        made.flow = flow
+        retriever = Retriever(config.synthesis, embedder, config.seed)
+        agents = {agent.agent_id: agent for agent in made.population.agents} if made.population else {}
+        wanted = config.simulation.scenarios or _plan_scenarios(config, len(agents), len(made.groups))
+        while True:
+            is_alive = await self._simulate(society, wanted)
+            events = {event.event_id: event for closed in made.closed for event in closed.events}
+            new = retriever.add([closed.scenario for closed in made.closed])
+            flow.offer(build_candidates(new, events, agents, retriever.relevance, config, kind.name))
+            self.runner.progress.enter("synthesis", config.n, "rows")
+            self.runner.progress.kept = config.n - flow.n_missing
+            n_missing = await flow.fill()
+            if n_missing <= 0:
+                return
+            if flow.is_hopeless:
+                made.stop_reason = _say_hopeless(flow)
+                return
+            if not is_alive:
+                made.stop_reason = "the agents' plans are used up and no more scenarios come"
+                return
+            wanted = len(made.closed) + _count_more(flow, made)
+
+    def _build_embedder(self, population: Population) -> Embedder:
+        corpus = [
+            " ".join((profile.description, *profile.history))
+            for profile in sorted(population.profiles, key=lambda profile: profile.profile_id)
+        ]
+        corpus += [f"{agent.life_goal} {' '.join(agent.plan)}" for agent in population.agents]
+        if self.config.synthesis.need:
+            corpus.append(self.config.synthesis.need)
+        return build_embedder(self.config.embedder, corpus, self.config.seed)
+
+
+def _load_profiles(config: Config) -> tuple[list[Profile], list[Rejected]]:
+    """Read the profiles and draw as many as agents are wanted, the same for the same seed."""
+    source = config.population.profiles
+    profiles, bad = read_profiles(Path(source) if source else SHIPPED_PROFILES, config.population.columns)
+    n_agents = config.population.n_agents
+    if len(profiles) > n_agents:
+        profiles = random.Random(config.seed).sample(profiles, n_agents)
+    return sorted(profiles, key=lambda profile: profile.profile_id), bad
+
+
+def _open_engine(config: Config) -> Engine:
+    operation = config.operation
+    return build_engine(
+        config.lm.main,
+        concurrency=operation.concurrency,
+        timeout_s=operation.timeout_s,
+        patience_s=operation.patience_s,
+    )
+
+
+def _plan_scenarios(config: Config, n_agents: int, n_groups: int) -> int:
+    """Return how many scenarios to simulate for n rows, one instruction per agent and scenario."""
+    synthesis = config.synthesis
+    oversample = synthesis.need_oversample if synthesis.need else synthesis.oversample
+    return max(1, math.ceil(config.n * oversample * n_groups / n_agents))
+
+
+def _count_more(flow: Flow, made: Made) -> int:
+    """Return how many more scenarios the missing rows need, by what scenarios have yielded so far."""
+    per_scenario = max(0.2, (flow.config.n - flow.n_missing) / max(1, len(made.closed)))
+    return max(len(made.groups), math.ceil(GROWTH * flow.n_missing / per_scenario))
+
+
+def _say_hopeless(flow: Flow) -> str:
+    """Say which filter dropped everything, with an example."""
+    rows = [row.rejected for row in flow.rows if row.rejected]
+    (reason, count), *_ = Counter(row.reason for row in rows).most_common(1)
+    example = next(row for row in rows if row.reason == reason)
+    shown = " ".join(example.raw_text.split())[:120]
+    return (
+        f"all of {len(rows)} candidates were dropped, {count} for {reason!r} ({example.detail}; for example {shown!r})"
+    )
+
+
+def _measure(
+    job: _Job, engine: Engine, path: Path, reason: str, began: datetime, seconds: float, n_kept: int
+) -> Figures:
+    made, progress = job.made, job.runner.progress
+    population = made.population
+    rows = made.flow.rows if made.flow else []
+    rejected = [*made.rejected, *(population.rejected if population else [])]
+    rejected += [row.rejected for row in rows if row.rejected]
+    return Figures(
+        config=job.config,
+        kind=job.kind,
+        name=path.name,
+        model=engine.model,
+        reason=reason,
+        began=began,
+        seconds=seconds,
+        n_kept=n_kept,
+        n_calls=progress.n_calls,
+        n_replayed=progress.n_replayed,
+        prompt_tokens=progress.prompt_tokens,
+        completion_tokens=progress.completion_tokens,
+        profiles=population.profiles if population else [],
+        n_read=len(made.profiles),
+        n_agents=len(population.agents) if population else 0,
+        groups=made.groups,
+        scenarios=[closed.scenario for closed in made.closed],
+        events=[event for closed in made.closed for event in closed.events],
+        n_candidates=len(rows),
+        examples=[row.example for row in rows if row.example],
+        instructions=[row.instruction for row in rows if row.example and row.instruction],
+        rejected=rejected,
+    )
