@@ -28,11 +28,11 @@ class Section(BaseModel):
 class SamplingConfig(Section):
     """How one program's completions are drawn."""
 
-    temperature: float = Field(0.7, ge=0, le=2)
+    temperature: float = Field(default=0.7, ge=0, le=2)
     """0 takes the likeliest token, higher is more various."""
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(default=None, gt=0, le=1)
     """Share of probability mass to draw from; unset leaves it to the server."""
-    max_tokens: int = Field(1024, ge=1)
+    max_tokens: int = Field(default=1024, ge=1)
     """Longest answer, in tokens."""
 
 
@@ -64,13 +64,13 @@ class PopulationConfig(Section):
     """A JSONL, JSON, CSV or Parquet file of profiles, or a folder of JSON files; empty is the shipped invented set."""
     columns: dict[str, str] = {}
     """Where the fields stand in that file, as field = column; guessed from usual names where not given."""
-    n_agents: int = Field(1000, ge=1)
+    n_agents: int = Field(default=1000, ge=1)
     """Agents at the most; fewer when the file holds fewer. Paper: 1,000."""
-    n_retries: int = Field(2, ge=0)
+    n_retries: int = Field(default=2, ge=0)
     """Further tries at anonymising a profile before it is dropped."""
-    memory_tokens: int = Field(1500, ge=200)
+    memory_tokens: int = Field(default=1500, ge=200)
     """Tokens of memory in a prompt before the older half is summarised."""
-    n_recalled: int = Field(3, ge=0)
+    n_recalled: int = Field(default=3, ge=0)
     """Folded memories shown again when they resemble what is going on."""
 
 
@@ -79,33 +79,33 @@ class SimulationConfig(Section):
 
     communication: Communication = "structured"
     """Who observes an action: as modulators decide, a random draw, or nobody."""
-    n_groups: int | None = Field(None, ge=1)
+    n_groups: int | None = Field(default=None, ge=1)
     """Groups to form; unset is one for every five agents. Paper: 200 for 1,000."""
-    max_group_size: int = Field(10, ge=1)
+    max_group_size: int = Field(default=10, ge=1)
     """Most agents in a group. Paper: 10."""
-    scenarios: int | None = Field(None, ge=1)
+    scenarios: int | None = Field(default=None, ge=1)
     """Scenarios to simulate before instructions are written; unset follows from n. Paper: up to 10,000."""
-    lookahead: int = Field(3, ge=0)
+    lookahead: int = Field(default=3, ge=0)
     """Rounds an event takes to reach another group; 0 makes all groups meet at every boundary."""
-    rounds_per_scenario: int = Field(1, ge=1)
+    rounds_per_scenario: int = Field(default=1, ge=1)
     """Turns every live agent has before a scenario may close; 3 shows reactions inside it, at three times the cost."""
-    min_actions: int = Field(3, ge=1)
+    min_actions: int = Field(default=3, ge=1)
     """Actions a scenario needs before it may close. Paper: 3."""
-    max_plans: int = Field(20, ge=1)
+    max_plans: int = Field(default=20, ge=1)
     """Plans an agent may make, one after the other. Paper: 1."""
-    max_actions_per_step: int = Field(3, ge=1)
+    max_actions_per_step: int = Field(default=3, ge=1)
     """Turns after which a step of the plan is left, done or not."""
-    max_late_reactions: int = Field(2, ge=0)
+    max_late_reactions: int = Field(default=2, ge=0)
     """Reactions an agent may still have when its last plan is finished."""
-    shortlist: int = Field(20, ge=1)
+    shortlist: int = Field(default=20, ge=1)
     """Groups shown to the router between groups, most similar first."""
-    max_target_groups: int = Field(3, ge=0)
+    max_target_groups: int = Field(default=3, ge=0)
     """Other groups an action may reach."""
-    max_outside_events: int = Field(5, ge=0)
+    max_outside_events: int = Field(default=5, ge=0)
     """Newest events from outside that a group takes in at a boundary."""
-    quiet_boundaries: int = Field(3, ge=1)
+    quiet_boundaries: int = Field(default=3, ge=1)
     """Boundaries in a row without a new scenario after which a group rests."""
-    random_receivers: int = Field(2, ge=0)
+    random_receivers: int = Field(default=2, ge=0)
     """In mode random: receivers of each action."""
 
 
@@ -120,28 +120,28 @@ class SynthesisConfig(Section):
     """What the data is for, in words; scenarios near to it are preferred. Empty draws evenly over groups."""
     language: str = "English"
     """The language instructions are asked for in."""
-    relevance_weight: float = Field(0.7, ge=0, le=1)
+    relevance_weight: float = Field(default=0.7, ge=0, le=1)
     """Weight of relevance against variety when scenarios are retrieved by need (MMR)."""
-    oversample: float = Field(1.5, ge=1)
+    oversample: float = Field(default=1.5, ge=1)
     """Candidates simulated for every row wanted, to start with."""
-    need_oversample: float = Field(3.0, ge=1)
+    need_oversample: float = Field(default=3.0, ge=1)
     """The same where a need is given, so that there is something to choose from."""
-    group_share: float = Field(0.05, gt=0, le=1)
+    group_share: float = Field(default=0.05, gt=0, le=1)
     """Largest share of the set that one group may supply, or two even shares where that is more."""
 
 
 class CurationConfig(Section):
     """What is dropped."""
 
-    min_words: int = Field(5, ge=1)
+    min_words: int = Field(default=5, ge=1)
     """Shortest instruction, in words."""
-    max_words: int = Field(400, ge=1)
+    max_words: int = Field(default=400, ge=1)
     """Longest instruction, in words."""
-    leak_words: int = Field(12, ge=4)
+    leak_words: int = Field(default=12, ge=4)
     """Length of a run of words shared with a raw profile that counts as a leak."""
-    shingle_words: int = Field(2, ge=1)
+    shingle_words: int = Field(default=2, ge=1)
     """Words in a shingle for near duplicates."""
-    near_duplicate: float = Field(0.7, gt=0, le=1)
+    near_duplicate: float = Field(default=0.7, gt=0, le=1)
     """Jaccard similarity of shingles from which two instructions are near duplicates."""
 
 
@@ -155,13 +155,13 @@ class LMConfig(Section):
 class OperationConfig(Section):
     """How the work is done; nothing here changes the result, so all of it may change between starts."""
 
-    concurrency: int = Field(32, ge=1, le=65536)
+    concurrency: int = Field(default=32, ge=1, le=65536)
     """Calls in flight at the most."""
-    timeout_s: float = Field(120.0, gt=0)
+    timeout_s: float = Field(default=120.0, gt=0)
     """Longest wait for one answer, in seconds."""
-    patience_s: float = Field(120.0, gt=0)
+    patience_s: float = Field(default=120.0, gt=0)
     """How long one call is retried before the server counts as gone and the run stops, in seconds."""
-    max_calls: int | None = Field(None, ge=1)
+    max_calls: int | None = Field(default=None, ge=1)
     """Calls to send in this start at the most."""
     keep_prompts: bool = False
     """Whether prompts are journaled in full, not only as hashes."""
@@ -172,9 +172,9 @@ class Config(Section):
 
     recipe: str = "tiny"
     """Name of the recipe this came from."""
-    n: int = Field(200, ge=1)
+    n: int = Field(default=200, ge=1)
     """Rows to keep."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of every choice the library makes."""
     embedder: str = "tfidf"
     """`tfidf` (hashed n-grams, TF-IDF and SVD, no model) or `sentence-transformers:PATH` (extra `embed`)."""
@@ -199,7 +199,7 @@ class RequirementChoice(Section):
     """Short name, kept in the table."""
     text: str
     """What the instruction writer is told."""
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
     """How often it is drawn, against the others."""
 
 

@@ -126,9 +126,15 @@ def name_program(program: dspy.Module) -> str:
     raise ProgramNotFoundError(f"{type(program).__name__} is none of this package's programs")
 
 
+def read_signature(program: dspy.Module) -> type[dspy.Signature]:
+    """Return the signature of a program's first predictor."""
+    signature: Any = program.predictors()[0].signature
+    return signature
+
+
 def describe_fields(program: dspy.Module) -> list[str]:
     """Return the fields in order as `input name: type`, the shape a state must fit."""
-    signature = program.predictors()[0].signature
+    signature = read_signature(program)
     inputs = [f"input {name}: {_name_type(field.annotation)}" for name, field in signature.input_fields.items()]
     return inputs + [
         f"output {name}: {_name_type(field.annotation)}" for name, field in signature.output_fields.items()
@@ -137,10 +143,10 @@ def describe_fields(program: dspy.Module) -> list[str]:
 
 def hash_prompt(program: dspy.Module) -> str:
     """Hash the messages the program would send for inputs that are their own names."""
-    predictor = program.predictors()[0]
+    predictor, signature = program.predictors()[0], read_signature(program)
     adapter = getattr(program, "adapter", None) or dspy.ChatAdapter(use_json_adapter_fallback=False)
-    inputs = {name: f"<{name}>" for name in predictor.signature.input_fields}
-    messages = adapter.format(predictor.signature, predictor.demos, inputs)
+    inputs = {name: f"<{name}>" for name in signature.input_fields}
+    messages = adapter.format(signature, predictor.demos, inputs)
     return hashlib.sha256(json.dumps(messages, ensure_ascii=False).encode()).hexdigest()
 
 

@@ -8,7 +8,7 @@ import unicodedata
 
 _CUSTOM_TYPE = re.compile(r"<<CUSTOM-TYPE-(?:START|END)-IDENTIFIER>>")
 """DSPy 3.4 turns text between these marks into content blocks (say an image to fetch)."""
-_FIELD_HEADER = re.compile(r"\[\[\s*##\s*(.*?)\s*##\s*\]\]")
+_FIELD_HEADER = re.compile(r"\[\[[ \t]{0,4}##[ \t]{0,4}([^\n\[\]#]{0,80}?)[ \t]{0,4}##[ \t]{0,4}\]\]")
 """DSPy's chat adapter separates fields by such headers."""
 _SPECIAL_TOKEN = re.compile(r"<\|([^|<>]{1,40})\|>")
 """Chat templates mark turns by such tokens; a tokenizer would obey them inside text."""

@@ -27,6 +27,7 @@ from matrix_dspy.engine.base import Completion, Engine, Request
 from matrix_dspy.engine.lm import build_lm
 from matrix_dspy.engine.spec import build_engine
 from matrix_dspy.errors import ConfigError, RunError, TableError, boundary, did_you_mean
+from matrix_dspy.loading import read_signature
 from matrix_dspy.text import clean_value, strip_custom_types
 from matrix_dspy.types import Rejected
 
@@ -240,10 +241,11 @@ def _read_signature(program: dspy.Module) -> type[dspy.Signature]:
     """Return the signature whose fields are the program's: its only predictor's, or the one it declares."""
     predictors = program.predictors()
     if len(predictors) == 1:
-        return predictors[0].signature  # pyright: ignore[reportAttributeAccessIssue]
-    declared = getattr(program, "signature", None)
+        return read_signature(program)
+    declared: Any = getattr(program, "signature", None)
     if isinstance(declared, str):
-        return dspy.Signature(declared)  # pyright: ignore[reportReturnType]
+        make: Any = dspy.Signature
+        return make(declared)
     if declared is None:
         raise ConfigError(
             f"{type(program).__name__} has {len(predictors)} predictors; "

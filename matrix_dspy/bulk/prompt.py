@@ -149,7 +149,8 @@ class Prompt:
 def _read_bounds(signature: type[dspy.Signature]) -> dict[str, TypeAdapter[Any]]:
     """Return a validator for every output with bounds of its own (`ge=1`), which DSPy 3.4 does not enforce."""
     fields = signature.output_fields.items()
-    return {name: TypeAdapter(Annotated[(f.annotation, *f.metadata)]) for name, f in fields if f.metadata}
+    annotated: Any = Annotated
+    return {name: TypeAdapter(annotated[(f.annotation, *f.metadata)]) for name, f in fields if f.metadata}
 
 
 def _is_plain_type(annotation: Any) -> bool:
@@ -169,7 +170,7 @@ def _render_value(field: Any, value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list) and field.annotation is str:
-        return format_field_value(field_info=field, value=value)
+        return str(format_field_value(field_info=field, value=value))
     try:
         plain = _codec(type(value)).dump_python(value, mode="json", fallback=str)
     except Exception:

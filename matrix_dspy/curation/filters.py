@@ -14,10 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import rensa
+
 from matrix_dspy.config import CurationConfig
 from matrix_dspy.text import count_words, find_contacts, words
 from matrix_dspy.types import Profile
 
+_rensa: Any = rensa  # a compiled module without types
 N_PERMUTATIONS = 128
 N_BANDS = 32
 """Bands of 4 of 128 permutations: a pair at Jaccard 0.7 becomes a candidate with probability above 0.999."""
@@ -131,17 +134,13 @@ class NearDuplicateFilter:
     """Drops a text whose word shingles overlap an earlier kept one's; MinHash proposes, true Jaccard decides."""
 
     def __init__(self, n_shingle: int, threshold: float, seed: int = 0) -> None:
-        from rensa import RMinHashLSH
-
         self.n_shingle, self.threshold, self.seed = n_shingle, threshold, seed
-        self._index: Any = RMinHashLSH(threshold, N_PERMUTATIONS, N_BANDS)
+        self._index: Any = _rensa.RMinHashLSH(threshold, N_PERMUTATIONS, N_BANDS)
         self._kept: list[tuple[str, frozenset[str]]] = []
 
     def judge(self, candidate: Candidate) -> Drop | None:
-        from rensa import RMinHash
-
         shingles = build_shingles(candidate.text, self.n_shingle)
-        sketch = RMinHash(N_PERMUTATIONS, self.seed)
+        sketch = _rensa.RMinHash(N_PERMUTATIONS, self.seed)
         sketch.update(sorted(shingles))
         twins = [(measure_jaccard(shingles, self._kept[i][1]), self._kept[i][0]) for i in self._index.query(sketch)]
         score, twin = max(twins, default=(0.0, ""))

@@ -42,11 +42,11 @@ class TfidfEmbedder:
         self._characters = HashingVectorizer(analyzer="char_wb", ngram_range=(4, 5), **shared)
         counts = self._count(list(corpus) or [""])
         self._weights = TfidfTransformer(sublinear_tf=True).fit(counts)
-        weighted = self._weights.transform(counts)
+        weighted: Any = self._weights.transform(counts)
         n_topics = min(self.n_dims, weighted.shape[0] - 1)
-        self._topics = TruncatedSVD(n_topics, random_state=seed).fit(weighted) if n_topics >= 2 else None
-        projection = SparseRandomProjection(self.n_dims, density=1 / 3, random_state=seed, dense_output=True)
-        self._lexical = projection.fit(weighted)
+        self._topics = TruncatedSVD(n_components=n_topics, random_state=seed).fit(weighted) if n_topics >= 2 else None
+        project: Any = SparseRandomProjection
+        self._lexical = project(self.n_dims, density=1 / 3, random_state=seed, dense_output=True).fit(weighted)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return (n_texts, n_dims) float32 vectors of unit length."""
@@ -57,7 +57,8 @@ class TfidfEmbedder:
         return _unit(np.hstack(parts)).astype(np.float32)
 
     def _count(self, texts: list[str]) -> Any:
-        words, characters = self._words.transform(texts), self._characters.transform(texts)
+        words: Any = self._words.transform(texts)
+        characters: Any = self._characters.transform(texts)
         return words + 0.25 * characters  # characters catch inflections; four of them weigh as much as a word
 
 

@@ -5,6 +5,7 @@ Keys are read by LiteLLM from the providers' usual environment variables.
 """
 
 import time
+from importlib import import_module
 from typing import Any
 
 from matrix_dspy.engine.base import Completion, DownError, Engine, RefusedError, Request, TransientError
@@ -24,8 +25,7 @@ class ProviderEngine(Engine):
         self._litellm: Any = None
 
     async def open(self) -> None:
-        import litellm
-
+        litellm: Any = import_module("litellm")
         litellm.telemetry = False
         litellm.suppress_debug_info = True
         litellm.drop_params = True
@@ -89,7 +89,7 @@ class ProviderEngine(Engine):
 
 
 def _retry_after(error: Exception) -> float | None:
-    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    headers: Any = getattr(getattr(error, "response", None), "headers", None) or {}
     try:
         return max(0.0, float(headers.get("retry-after")))
     except (TypeError, ValueError):

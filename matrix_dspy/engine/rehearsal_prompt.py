@@ -81,7 +81,7 @@ class Prompt:
 
 
 def read_prompt(messages: Sequence[Mapping[str, Any]]) -> Prompt:
-    """Read a request; the last user turn carries the values."""
+    """Read a request; the last user turn with field headers carries the values."""
     system = "\n".join(read_content(message) for message in messages if message.get("role") in ("system", "developer"))
     turns = tuple(
         (str(message.get("role")), read_content(message))
@@ -91,7 +91,11 @@ def read_prompt(messages: Sequence[Mapping[str, Any]]) -> Prompt:
     prompt = Prompt(_read_layout(system), {}, system, turns)
     if prompt.layout is None:
         return prompt
-    return Prompt(prompt.layout, _read_inputs(prompt.request, prompt.layout.inputs), system, turns)
+    # a request asked again ends with a turn about the earlier answer; the values stand in the one before
+    for role, text in reversed(turns):
+        if role == "user" and (inputs := _read_inputs(text, prompt.layout.inputs)):
+            return Prompt(prompt.layout, inputs, system, turns)
+    return prompt
 
 
 def read_content(message: Mapping[str, Any]) -> str:
@@ -131,7 +135,7 @@ def _read_inputs(text: str, names: tuple[str, ...]) -> dict[str, str]:
         if found[1] in wanted:
             wanted.discard(found[1])
             heads.append(found)
-    ends = [found.start() for found in heads[1:]] + [len(text)]
+    ends = [*(found.start() for found in heads[1:]), len(text)][: len(heads)]
     return {found[1]: text[found.end() : end].strip() for found, end in zip(heads, ends, strict=True)}
 
 

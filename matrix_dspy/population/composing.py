@@ -87,7 +87,7 @@ _DUTIES = ("parenting", "family_budget", "ageing_parents")
 _LEARNED = ("11-", "15-", "17-", "19-", "21-1", "23-1", "25-1", "25-2", "29-1", "53-2")
 """Occupations hardly anyone holds before the age below."""
 _LEARNED_AGE = 25
-_FIRST_PERSON = re.compile(r"\b(?:I|me|my|mine|our|ours|us|we)\b")
+_FIRST_PERSON = re.compile(r"\b(?:I|me|my|mine|myself|our|ours|us|we)\b")
 _PAIR = re.compile(r"\[([^|\[\]]*)\|([^|\[\]]*)\]")
 _SLOT = re.compile(r"\{(\w+)\}")
 _VOWEL = re.compile(r"(?!uni|use|eu|one)(?:[aeiou]|hour|honest|MRI)")

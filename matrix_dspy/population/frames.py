@@ -107,7 +107,7 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "[I spend|{they} spends] more on {label_1} than on clothes, and more hours on {label_two} than [I admit|{they} admits].",
         "What keeps [me|{them}] going is {label_1}; {label_two} came later.",
         "[I would|{first} would] give up television before {label_1} or {label_two}.",
-        "Then there is {label_1}, begun by chance and never dropped, and lately {label_two}.",
+        "By chance [I took|{they} took] up {label_1}, and never stopped; {label_two} [I discovered|{they} discovered] only lately.",
         "Ask about {label_1} or {label_three} and [I talk|{they} talks] until the last bus.",
     ),
     "hobby_plan": (

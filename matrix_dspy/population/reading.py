@@ -101,9 +101,9 @@ def read_profiles(
     """Return the profiles of a file or folder, and the rows that were dropped with the reason why.
 
     `columns` maps our field (name, description, history, handle, origin, licence, is_invented) to the file's column;
-    what it leaves out is guessed from usual names; without a column of names, user names serve. A row's own origin and licence win over those given here, and
-    without either they are the file's name and "unknown". Columns of no use become facts. Ids come from the file's
-    name and the row's number (the line in JSON lines), never from text.
+    what it leaves out is guessed from usual names. Without a column of names, user names serve. A row's own origin and
+    licence win over those given here, and without either they are the file's name and "unknown". Columns of no other
+    use become facts. Ids come from the file's name and the row's number (in JSON lines, the line), never from text.
 
     Raises:
         TableError: the file is missing, empty, not of its type, without a usable row, or lacks a column.

@@ -114,7 +114,8 @@ def _describe(noun: str, row: dict[str, Any]) -> Iterator[str]:
     elif noun == "response":
         yield f"  by {row['model']}"
     elif noun == "instruction":
-        yield f"  {row['kind']}, {row['type']}, {row['category']}, {row['complexity']}, {row['style']}, rank {row['rank']}"
+        drawn = ", ".join(row[name] for name in ("kind", "type", "category", "complexity", "style"))
+        yield f"  {drawn}, rank {row['rank']}"
         yield from _indent(row["text"])
     elif noun == "scenario":
         yield f"  of {row['group_id']}, rounds {row['opened_round']} to {row['closed_round']}"

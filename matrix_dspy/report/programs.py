@@ -3,7 +3,15 @@
 import inspect
 from collections.abc import Iterator
 
-from matrix_dspy.loading import build_program, describe_fields, hash_prompt, list_programs, list_variants, load_program
+from matrix_dspy.loading import (
+    build_program,
+    describe_fields,
+    hash_prompt,
+    list_programs,
+    list_variants,
+    load_program,
+    read_signature,
+)
 
 
 def list_program_lines() -> Iterator[str]:
@@ -21,4 +29,4 @@ def describe_program(name: str) -> Iterator[str]:
     yield f"prompt:   {hash_prompt(program)[:16]}"
     yield from (f"  {field}" for field in describe_fields(program))
     yield ""
-    yield program.predictors()[0].signature.instructions.strip() or "(no instruction: the input is the user's turn)"
+    yield read_signature(program).instructions.strip() or "(no instruction: the input is the user's turn)"

@@ -128,7 +128,7 @@ class StructuredCommunication:
         outcome = await self._ask("reception_router", inputs, group_id, round_)
         if outcome.fields is None:
             return [Routing(failure=outcome if number == 0 else None) for number in range(len(texts))]
-        chosen: list[tuple[str, ...]] = [() for _ in texts]
+        chosen: list[tuple[str, ...]] = [()] * len(texts)
         for delivery in outcome.fields["deliveries"]:
             if 0 <= delivery.event < len(texts):
                 numbers = dict.fromkeys(n for n in delivery.members if 0 <= n < len(members))
@@ -173,5 +173,5 @@ def _pick(outcome: Outcome, ids: Sequence[str], most: int) -> Routing:
     """Turn numbers into ids, leaving out unknown and repeated ones."""
     if outcome.fields is None:
         return Routing(failure=outcome)
-    numbers = dict.fromkeys(number for number in outcome.fields["receivers"] if 0 <= number < len(ids))
-    return Routing(tuple(ids[number] for number in list(numbers)[:most]), one_line(outcome.fields["reason"]))
+    numbers: list[int] = list(dict.fromkeys(n for n in outcome.fields["receivers"] if 0 <= n < len(ids)))
+    return Routing(tuple(ids[number] for number in numbers[:most]), one_line(outcome.fields["reason"]))

@@ -23,7 +23,8 @@ def count_groups(n_agents: int, n_groups: int | None, max_size: int) -> int:
         raise ConfigError(f"{wanted} groups cannot be formed from {n_agents} agents; give fewer groups or more agents")
     if wanted * max_size < n_agents:
         raise ConfigError(
-            f"{wanted} groups of at most {max_size} cannot hold {n_agents} agents; give at least {-(-n_agents // max_size)}"
+            f"{wanted} groups of at most {max_size} cannot hold {n_agents} agents; "
+            f"give at least {-(-n_agents // max_size)}"
         )
     return wanted
 

@@ -292,13 +292,14 @@ class GroupProcess:
         """Write the scenario to the modulator's memory and send its events to other groups."""
         scenario_id = make_id("scenario", self.group.group_id, self._n_scenarios, self.society.config.seed)
         others = self.society.describe_others(self.group.group_id, opened - 1)
-        written, *_ = await asyncio.gather(
-            self._write_summary(scenario_id, round_, acts),
-            *(self._route_within(act) for act in last),
-            *(self._route_between(act, others) for act in acts),
-        )
+        async with asyncio.TaskGroup() as tasks:
+            writing = tasks.create_task(self._write_summary(scenario_id, round_, acts))
+            for act in last:
+                tasks.create_task(self._route_within(act))
+            for act in acts:
+                tasks.create_task(self._route_between(act, others))
         self._deliver_within(last)
-        self._summary, description = written
+        self._summary, description = writing.result()
         self._descriptions.append((round_, description))
         scenario = Scenario(
             scenario_id=scenario_id,
