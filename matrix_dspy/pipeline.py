@@ -20,7 +20,7 @@ from matrix_dspy.bulk.progress import Progress, show_progress
 from matrix_dspy.bulk.runner import Runner
 from matrix_dspy.config import Config, KindConfig, load_kind
 from matrix_dspy.curation.filters import Candidate as Filtered
-from matrix_dspy.curation.filters import apply_filters, build_instruction_filters, build_response_filters
+from matrix_dspy.curation.filters import Filter, apply_filters, build_instruction_filters, build_response_filters
 from matrix_dspy.engine.base import Engine
 from matrix_dspy.engine.embedding import Embedder, build_embedder
 from matrix_dspy.engine.spec import build_engine
@@ -136,8 +136,8 @@ class _Job:
         self.kind = kind
         self.runner = runner
         self.made = made
-        self.filters = build_instruction_filters(config.curation, made.profiles, config.seed)
-        self.response_filters = build_response_filters(self.filters)
+        self.filters: list[Filter] = []
+        self.response_filters: list[Filter] = []
 
     async def work(self) -> None:
         """Run every stage; what is done so far stands in `made` whatever happens."""
@@ -150,6 +150,9 @@ class _Job:
         if not population.agents:
             reasons = Counter(row.reason for row in population.rejected).most_common(1)
             raise TableError(f"no profile became an agent; most failed for {reasons[0][0]!r}")
+        public = [text for profile in population.profiles for text in (profile.description, *profile.history)]
+        self.filters = build_instruction_filters(self.config.curation, made.profiles, self.config.seed, public)
+        self.response_filters = build_response_filters(self.filters)
         embedder = self._build_embedder(population)
         made.groups = form_groups(population.agents, self.config, embedder)
         society = Society(population.agents, made.groups, population.histories, self.config, self.runner, embedder)

@@ -10,7 +10,7 @@ _CUSTOM_TYPE = re.compile(r"<<CUSTOM-TYPE-(?:START|END)-IDENTIFIER>>")
 """DSPy 3.4 turns text between these marks into content blocks (say an image to fetch)."""
 _FIELD_HEADER = re.compile(r"\[\[[ \t]{0,4}##[ \t]{0,4}([^\n\[\]#]{0,80}?)[ \t]{0,4}##[ \t]{0,4}\]\]")
 """DSPy's chat adapter separates fields by such headers."""
-_SPECIAL_TOKEN = re.compile(r"<\|([^|<>]{1,40})\|>")
+_SPECIAL_TOKEN = re.compile(r"<\|([^|<>\n]{1,40})\|>")
 """Chat templates mark turns by such tokens; a tokenizer would obey them inside text."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _INVISIBLE = {
@@ -26,10 +26,11 @@ _CONTROL = {code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not
 _REMOVED = dict.fromkeys(_INVISIBLE | _CONTROL)
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
+# Lengths are bounded by what addresses allow, so that a long run of letters costs no more than its length.
 _CONTACTS = re.compile(
     r"""
-      [\w.+-]+@[\w-]+\.[\w.-]+                                   # an e-mail address
-    | (?:https?://|www\.)\S+ | \b[\w-]+\.(?:com|org|net|io|edu|gov)\b/?\S*  # a link
+      [\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]+                         # an e-mail address
+    | (?:https?://|www\.)\S+ | \b[\w-]{1,63}\.(?:com|org|net|io|edu|gov)\b/?\S*  # a link
     | (?<![\w@.])@\w{2,}                                         # a user name
     | \+\d[\d ().-]{6,}\d | \(?\b\d{3,5}\)?[ .-]\d{3,4}[ .-]\d{3,4}\b        # a phone number
     | \d{6,}                                                     # a long number
@@ -55,10 +56,15 @@ def clean_text(text: str) -> str:
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").translate(_REMOVED)
     text = _SURROGATES.sub("\ufffd", text)
-    for pattern, put in ((_CUSTOM_TYPE, ""), (_FIELD_HEADER, r"\1"), (_SPECIAL_TOKEN, r"\1")):
-        while (shorter := pattern.sub(put, text)) != text:
-            text = shorter
+    while (shorter := _unwrap_marks(text)) != text:  # taking out one mark can put another together
+        text = shorter
     return re.sub(r"\n{4,}", "\n\n\n", text).strip()
+
+
+def _unwrap_marks(text: str) -> str:
+    for pattern, put in ((_CUSTOM_TYPE, ""), (_FIELD_HEADER, r"\1"), (_SPECIAL_TOKEN, r"\1")):
+        text = pattern.sub(put, text)
+    return text
 
 
 def clean_value(value: object) -> object:

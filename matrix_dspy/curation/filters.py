@@ -55,9 +55,12 @@ class Filter(Protocol):
 
 
 class LeakFilter:
-    """Drops texts that hold a raw profile's name, user name, contact detail or a long run of its words."""
+    """Drops texts that hold a raw profile's name, user name, contact detail or a long run of its words.
 
-    def __init__(self, profiles: Iterable[Profile], n_words: int) -> None:
+    Runs that stand in `public` too, the anonymised profiles, are no leak: they are stored and shown anyway.
+    """
+
+    def __init__(self, profiles: Iterable[Profile], n_words: int, public: Iterable[str] = ()) -> None:
         self.n_words = n_words
         self._names: set[tuple[str, ...]] = set()
         self._runs: set[int] = set()
@@ -69,6 +72,8 @@ class LeakFilter:
             for text in (profile.description, *profile.history):
                 self._runs.update(self._hash_runs(words(text)))
                 self._contacts.update(contact.lower() for contact in find_contacts(text))
+        for text in public:
+            self._runs.difference_update(self._hash_runs(words(text)))
         self._lengths = sorted({len(name) for name in self._names if name})
 
     def judge(self, candidate: Candidate) -> Drop | None:
@@ -151,10 +156,12 @@ class NearDuplicateFilter:
         return None
 
 
-def build_instruction_filters(config: CurationConfig, profiles: Iterable[Profile], seed: int) -> list[Filter]:
+def build_instruction_filters(
+    config: CurationConfig, profiles: Iterable[Profile], seed: int, public: Iterable[str] = ()
+) -> list[Filter]:
     """Return the filters an instruction passes, in the order of METHOD 3.4."""
     return [
-        LeakFilter(profiles, config.leak_words),
+        LeakFilter(profiles, config.leak_words, public),
         RefusalFilter(),
         LengthFilter(config.min_words, config.max_words),
         SelfContainedFilter(),

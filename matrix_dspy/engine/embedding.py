@@ -1,7 +1,7 @@
 """Texts to unit vectors, so that "similar" means a dot product.
 
 The default needs no model and no download: hashed word and character n-grams with TF-IDF weights, half of the vector
-their main directions in a reference corpus (truncated SVD), half a fixed random projection that keeps words the corpus
+their main directions in a reference corpus (truncated SVD), half a fixed random sketch that keeps words the corpus
 never saw. With the extra `embed`, any sentence-transformers model on disk takes its place.
 """
 
@@ -35,7 +35,6 @@ class TfidfEmbedder:
         """Learn weights and main directions from `corpus`; deterministic for a given corpus and seed."""
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-        from sklearn.random_projection import SparseRandomProjection
 
         shared: dict[str, Any] = {"n_features": self.n_features, "alternate_sign": False, "norm": None}
         self._words = HashingVectorizer(ngram_range=(1, 2), stop_words="english", **shared)
@@ -44,17 +43,21 @@ class TfidfEmbedder:
         self._weights = TfidfTransformer(sublinear_tf=True).fit(counts)
         weighted: Any = self._weights.transform(counts)
         n_topics = min(self.n_dims, weighted.shape[0] - 1)
-        self._topics = TruncatedSVD(n_components=n_topics, random_state=seed).fit(weighted) if n_topics >= 2 else None
-        project: Any = SparseRandomProjection
-        self._lexical = project(self.n_dims, density=1 / 3, random_state=seed, dense_output=True).fit(weighted)
+        self._topics: np.ndarray | None = None
+        """(n_features, n_topics), laid out for the product in `embed`."""
+        if n_topics >= 2:
+            svd = TruncatedSVD(n_components=n_topics, random_state=seed).fit(weighted)
+            self._topics = np.ascontiguousarray(svd.components_.T)
+        self._lexical = _build_sketch(self.n_features, self.n_dims, seed)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return (n_texts, n_dims) float32 vectors of unit length."""
-        weighted = self._weights.transform(self._count(list(texts)))
-        parts = [_unit(np.asarray(self._lexical.transform(weighted)))]
+        weighted: Any = self._weights.transform(self._count(list(texts)))
+        parts = [_unit((weighted @ self._lexical).toarray())]
         if self._topics is not None:
-            parts.append(_unit(self._topics.transform(weighted)))
-        return _unit(np.hstack(parts)).astype(np.float32)
+            parts.append(_unit(weighted @ self._topics))
+        # rounded, so that the order of additions in a linear algebra library cannot change a ranking
+        return np.round(_unit(np.hstack(parts)), 5).astype(np.float32)
 
     def _count(self, texts: list[str]) -> Any:
         words: Any = self._words.transform(texts)
@@ -95,6 +98,19 @@ def build_embedder(name: str, corpus: Sequence[str], seed: int = 0) -> Embedder:
     if kind == "sentence-transformers" and path:
         return SentenceEmbedder(path)
     raise ConfigError(f"unknown embedder {name!r}; write 'tfidf' or 'sentence-transformers:PATH'")
+
+
+def _build_sketch(n_features: int, n_dims: int, seed: int) -> Any:
+    """Return a sparse (n_features, n_dims) matrix that adds each feature to one random place with a random sign.
+
+    Such a count sketch keeps dot products on average, and costs one multiplication a feature.
+    """
+    from scipy.sparse import csr_matrix
+
+    generator = np.random.default_rng(seed)
+    signs = generator.choice(np.array([-1.0, 1.0]), n_features)
+    places = generator.integers(0, n_dims, n_features)
+    return csr_matrix((signs, (np.arange(n_features), places)), shape=(n_features, n_dims))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

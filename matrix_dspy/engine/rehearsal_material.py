@@ -101,6 +101,11 @@ class Material(Mapping[str, str]):
         """Draw several different phrases of a kind."""
         return [self._draw(kind) for _ in range(count)]
 
+    @property
+    def kept(self) -> Mapping[str, str]:
+        """Slots that stay the same."""
+        return self._kept
+
     def given(self, phrases: Mapping[str, str]) -> None:
         """Fix slots to phrases of the caller's."""
         self._kept.update(phrases)
