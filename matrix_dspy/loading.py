@@ -186,9 +186,9 @@ def _load_state(program: dspy.Module, name: str, path: Path) -> dspy.Module:
         raise StateMismatchError(
             f"{str(path)!r} holds predictors {predictors}, the program has {own}; compile it again"
         )
-    for predictor in own:
-        state[predictor]["lm"] = None
     try:
+        for predictor in own:
+            state[predictor]["lm"] = None
         program.load_state(state)
     except Exception as error:
         raise StateMismatchError(f"{str(path)!r} is no state of program {name!r}: {error}; compile it again") from error
@@ -201,9 +201,11 @@ def _read_state(path: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_STATE_BYTES:
             raise StateMismatchError(f"{str(path)!r} is larger than any state ({LARGEST_STATE_BYTES:,} bytes)")
         state = json.loads(path.read_text(encoding="utf-8"))
+    except StateMismatchError:
+        raise
     except OSError as error:
         raise StateMismatchError(f"could not read {str(path)!r}: {describe_os_error(error)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StateMismatchError(f"{str(path)!r} is not JSON; a state is written by save_program") from error
     metadata = state.get("metadata") if isinstance(state, dict) else None
     if not isinstance(metadata, dict) or not isinstance(metadata.get("matrix_dspy"), dict):

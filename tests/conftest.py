@@ -1,40 +1,103 @@
-"""What several test modules share: a quiet environment and real servers on loopback."""
+"""What several test modules share: the data folder, a small finished run, a rehearsal server of its own process."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-from aiohttp import web
-from hypothesis import HealthCheck, settings
 
-settings.register_profile("house", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("house")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Serve = Callable[[Handler], AbstractAsyncContextManager[str]]
+ROOT = Path(__file__).parent.parent
+SMALL = ["--n", "40", "--set", "population.n_agents=15"]
+"""Flags of a run of a few seconds."""
 
 
-@pytest.fixture(autouse=True)
-def no_keys_or_addresses_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MATRIX_DSPY_API_KEY", "OPENAI_API_BASE", "OPENAI_BASE_URL", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real material, or a skip."""
+    folder = os.environ.get("MATRIX_DSPY_DATA")
+    if not folder:
+        pytest.skip("MATRIX_DSPY_DATA is not set")
+    return Path(folder)
+
+
+def run_cli(*arguments: str | Path, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=timeout, check=False)
+
+
+def start_cli(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Start the command line and do not wait."""
+    command = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def read_outputs(run: Path) -> dict[str, bytes]:
+    """Return every table and data set of a run, byte for byte."""
+    files = [path for part in ("tables", "dataset") for path in sorted((run / part).iterdir())]
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A rehearsal server in another process."""
+
+    port: int
+    process: subprocess.Popen[str]
+
+    @property
+    def url(self) -> str:
+        """What goes behind --lm."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def stats(self) -> dict[str, int]:
+        """Return the page of counters."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/stats") as reply:
+            return json.load(reply)
 
 
 @pytest.fixture
-def serve() -> Serve:
-    """Give `async with serve(handler) as url`: a real server on a free port of loopback, `url` ending in /v1."""
+def serve() -> Iterator[Callable[..., Server]]:
+    """Start rehearsal servers; they end with the test."""
+    servers: list[Server] = []
 
-    @asynccontextmanager
-    async def run(handler: Handler) -> AsyncIterator[str]:
-        app = web.Application(client_max_size=2**26)
-        app.router.add_route("*", "/{path:.*}", handler)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
+    def start(spec: str = "rehearsal", port: int = 0) -> Server:
+        process = start_cli("rehearse", "--port", str(port), spec)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = int(line.rsplit(":", 1)[1].split("/")[0])
+        server = Server(found, process)
+        servers.append(server)
+        _wait_until_ready(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.process.kill()
+        server.process.communicate()
+
+
+def _wait_until_ready(server: Server) -> None:
+    for _ in range(100):
         try:
-            yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-        finally:
-            await runner.cleanup()
+            server.stats()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise AssertionError("the server did not come up")
 
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 40 rows on the rehearsal in process."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    done = run_cli("generate", "-q", *SMALL, "--out", run)
+    assert done.returncode == 0, done.stderr
     return run

@@ -87,11 +87,11 @@ class LivingAgent:
         if self._step >= len(self.plan) and self._n_plans < simulation.max_plans:
             await self._make_plan(round_)
         step = self.plan[self._step] if self._step < len(self.plan) else ""
-        if not step:
-            self._n_late += 1
         observations, self.observations = self.observations, []
         if not step and not observations:
             return None
+        if not step and self._n_plans >= simulation.max_plans:
+            self._n_late += 1
         fields = await self._act(round_, step, observations)
         for text in observations:
             self.memory.add(round_, text)

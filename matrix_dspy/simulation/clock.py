@@ -74,9 +74,9 @@ class VirtualTime:
         clock = self.clocks[group_id]
         clock.is_acting = False
         clock.n_done = 0
-        clock.waiting = asyncio.get_running_loop().create_future()
+        waiting = clock.waiting = asyncio.get_running_loop().create_future()
         self.advance()
-        return await clock.waiting
+        return await waiting
 
     def publish(self, group_id: str, round_: int, *, is_closing: bool) -> None:
         """Make known that the group has finished a round, with a scenario closing at its end or not."""
@@ -135,6 +135,7 @@ class VirtualTime:
         for clock in self.clocks.values():
             if clock.waiting is not None and not clock.waiting.done():
                 clock.waiting.set_result(False)
+            clock.waiting = None  # when all go on later, nobody counts as waiting before it came back
 
     def _is_surplus(self, clock: GroupClock) -> bool:
         """Whether the group's next scenario is expected to come after the quota is full.

@@ -140,10 +140,11 @@ class Society:
     def take(self, n_scenarios: int) -> tuple[list[Closed], list[Rejected]]:
         """Return the first `n_scenarios` by (closing round, group id), and what failed up to the last of them."""
         kept = sorted(self.closed, key=lambda closed: closed.order)[:n_scenarios]
+        failures = sorted(self.failures, key=lambda failure: (*failure[:2], failure[2].noun, failure[2].id))
         if len(kept) < n_scenarios:
-            return kept, [row for _, _, row in self.failures]
+            return kept, [row for _, _, row in failures]
         last = kept[-1].order
-        return kept, [row for round_, group_id, row in self.failures if (round_, group_id) <= last]
+        return kept, [row for round_, group_id, row in failures if (round_, group_id) <= last]
 
     def close(self, closed: Closed) -> None:
         """Take in a finished scenario."""
@@ -195,8 +196,8 @@ class GroupProcess:
     async def run(self) -> None:
         """Live scenario after scenario until the society stands still."""
         while await self.society.time.pass_boundary(self.group.group_id):
-            outside = await self._read_mail(self.clock.published)
-            if not any(agent.is_live for agent in self.agents) or self._is_retired:
+            outside = () if self._is_retired else await self._read_mail(self.clock.published)
+            if self._is_retired or not any(agent.is_live for agent in self.agents):
                 self.clock.is_resting = True
                 continue
             self.clock.length = self._expect_length()
@@ -220,7 +221,8 @@ class GroupProcess:
             texts = [mail.text for mail in newest]
             routings = await self.society.communication.receive(self.group.group_id, round_, members, texts)
             for mail, routing in zip(newest, routings, strict=True):
-                self._note(routing.failure, "reception", f"{self.group.group_id}:{round_}", round_)
+                # it counts with the round that follows: at the last round of a quota not everybody reads any more
+                self._note(routing.failure, "reception", f"{self.group.group_id}:{round_}", round_ + 1)
                 if self._observe(routing.ids, mail):
                     observed.append(mail.event_id)
         return tuple(dict.fromkeys(observed))
@@ -254,7 +256,9 @@ class GroupProcess:
         if acts:
             await self._close(opened, round_, acts, new, outside)
         self._n_quiet = 0 if acts else self._n_quiet + 1
-        self._is_retired = self._n_quiet >= self.simulation.quiet_boundaries
+        if self._n_quiet >= self.simulation.quiet_boundaries:
+            self._is_retired = True
+            self.mailbox, self.clock.due = [], None
         self.society.time.publish(self.group.group_id, round_, is_closing=bool(acts))
 
     async def _live_round(self, round_: int) -> list[Act]:
