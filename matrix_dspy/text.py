@@ -29,8 +29,10 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*")
 # Lengths are bounded by what addresses allow, so that a long run of letters costs no more than its length.
 _CONTACTS = re.compile(
     r"""
-      [\w.+-]{1,64}@[\w-]{1,63}\.[\w.-]+                         # an e-mail address
-    | (?:https?://|www\.)\S+ | \b[\w-]{1,63}\.(?:com|org|net|io|edu|gov)\b/?\S*  # a link
+      [\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]+)+                     # an e-mail address
+    # a link, up to a quote, a bracket or the punctuation after it: the JSON around it must stay whole
+    | (?:https?://|www\.)[^\s"<>\\]*[^\s"<>\\.,;:!?)\]']
+    | \b[\w-]{1,63}\.(?:com|org|net|io|edu|gov)\b(?:/[^\s"<>\\]*(?<![.,;:!?)\]']))?
     | (?<![\w@.])@\w{2,}                                         # a user name
     | \+\d[\d ().-]{6,}\d | \(?\b\d{3,5}\)?[ .-]\d{3,4}[ .-]\d{3,4}\b        # a phone number
     | \d{6,}                                                     # a long number

@@ -95,17 +95,25 @@ class Journal:
         if self.keep_prompts:
             entry["messages"] = request.messages
         line = orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)
+        written = 0
         with boundary(RunError, f"write to the journal {self.folder}"):
-            written = os.write(self._file, line)
-            while written < len(line):
-                written += os.write(self._file, line[written:])
+            try:
+                while written < len(line):
+                    written += os.write(self._file, line[written:])
+            except OSError:
+                if written:  # take back the torn part, or the next line would be glued to it and lost
+                    os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+                raise
 
     def close(self) -> None:
         """Flush to disk and let go of the files."""
-        os.fsync(self._file)
-        for number in (self._file, *self._readers):
-            os.close(number)
-        self._readers.clear()
+        try:
+            with boundary(RunError, f"write to the journal {self.folder}"):
+                os.fsync(self._file)
+        finally:
+            for number in (self._file, *self._readers):
+                os.close(number)
+            self._readers.clear()
 
     def _index(self, segment: Path) -> None:
         reader = len(self._readers)

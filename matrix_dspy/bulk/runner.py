@@ -31,7 +31,7 @@ class Outcome:
     fields: dict[str, Any] | None
     text: str
     reason: str = ""
-    """A short fixed word: `unparsed`, `failed check`, `cut off`, `empty`, `refused by server`."""
+    """A short fixed word: `unparsed`, `failed check`, `cut off`, `empty`, `refused by server`, `bad input`."""
     detail: str = ""
 
     @property
@@ -76,7 +76,10 @@ class Runner:
 
         `earlier` are answers to the same inputs that were refused outside of this call.
         """
-        messages = prompt.messages(inputs)
+        try:
+            messages = prompt.messages(inputs)
+        except Exception as error:
+            return Outcome(None, "", "bad input", f"the inputs cannot be put into a prompt: {error}")
         for turn in earlier:
             messages = prompt.ask_again(messages, turn.answer, turn.problem)
         outcome = await self._ask(prompt, messages, key, sampling, check, scrub)

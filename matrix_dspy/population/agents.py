@@ -97,7 +97,7 @@ class _AgentMaker:
         for attempt in range(1 + self.config.population.n_retries):
             outcome = await self._ask(
                 "anonymiser", {"pseudonym": pseudonym, **raw}, profile.profile_id, attempt=attempt, earlier=earlier,
-                check=identifiers.check, scrub=identifiers.scrub,
+                check=identifiers.check, scrub=identifiers.scrub, n_again=0,
             )  # fmt: skip
             if outcome.fields is None:
                 if outcome.reason == "refused by server":
@@ -125,11 +125,12 @@ class _AgentMaker:
         earlier: tuple[Turn, ...] = (),
         check: Check | None = None,
         scrub: Scrub | None = None,
+        n_again: int = 1,
     ) -> Outcome:
         key = CallKey(STAGE, profile_id, program, attempt=attempt)
         sampling = self.config.sampling_of(program)
         return await self.runner.call(
-            self.prompts[program], inputs, key, sampling, check=check, earlier=earlier, scrub=scrub
+            self.prompts[program], inputs, key, sampling, check=check, earlier=earlier, scrub=scrub, n_again=n_again
         )
 
 
@@ -153,7 +154,7 @@ def _reject(noun: str, profile: Profile, step: str, outcome: Outcome) -> Rejecte
         id=profile.profile_id,
         stage=f"{STAGE}: {step}",
         reason=outcome.reason,
-        detail="" if is_raw and outcome.reason == "unparsed" else outcome.detail,
+        detail="" if is_raw and outcome.reason in ("unparsed", "bad input", "refused by server") else outcome.detail,
         raw_text="" if is_raw else outcome.text,
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from typing import Any
 
 from matrix_dspy.text import find_contacts, remove_contacts
@@ -18,12 +19,13 @@ class Identifiers:
 
     def __init__(self, profile: Profile) -> None:
         self._n_history = len(profile.history)
-        parts = {part for part in re.findall(r"\w+", profile.name) if len(part) >= SHORTEST_PART}
+        name = unicodedata.normalize("NFC", profile.name)  # letters and accents apart would split a part in two
+        parts = {part for part in re.findall(r"\w+", name) if len(part) >= SHORTEST_PART}
         # a part counts as written or capitalised, not in small letters: Will is a name, will is a verb
         forms = {form for part in parts for form in (part, part.capitalize(), part.upper())}
         forms -= {part.lower() for part in parts if part != part.lower()}
         handles = {handle.lstrip("@") for handle in profile.handles if len(handle.lstrip("@")) >= SHORTEST_PART}
-        self._anywhere = _any_of({profile.name, *handles}, re.IGNORECASE)
+        self._anywhere = _any_of({name, *handles}, re.IGNORECASE)
         self._as_written = _any_of(forms, 0)
 
     def scrub(self, text: str) -> str:
@@ -45,9 +47,17 @@ class Identifiers:
 
 
 def _any_of(words: set[str], flags: int) -> re.Pattern[str]:
-    """Match any of the words as a whole, also as JSON escapes them; longest first."""
-    forms = {form for word in words if word for form in (word, json.dumps(word)[1:-1])}
+    """Match any of the words as a whole, also without accents and as JSON escapes them; longest first."""
+    spelt = {form for word in words if word for form in _list_spellings(word)}
+    forms = {form for word in spelt for form in (word, json.dumps(word)[1:-1])}
     if not forms:
         return re.compile(r"(?!)")
     alternatives = "|".join(re.escape(form) for form in sorted(forms, key=lambda form: (-len(form), form)))
     return re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)", flags)
+
+
+def _list_spellings(word: str) -> set[str]:
+    """Return a word as it is, with accents composed, decomposed and left out."""
+    apart = unicodedata.normalize("NFD", word)
+    bare = "".join(letter for letter in apart if not unicodedata.combining(letter))
+    return {word, unicodedata.normalize("NFC", word), apart, bare or word}

@@ -6,18 +6,21 @@ from collections.abc import Iterator, Sequence
 from matrix_dspy.text import words
 from matrix_dspy.types import Profile
 
-_FIRST_NAMES = """
-    Adela Alban Alma Amos Anouk Anton Arlo Astrid Aurel Beata Benno Berta Boris Brena Bruno Calla Carel Casimir
-    Cecil Clea Conrad Cosima Dagny Damir Delia Desmond Dorian Edda Edwin Eike Elara Eldon Elke Emeric Enid Esben
-    Etta Fabian Farah Fenna Ferris Fiora Flavio Freya Gareth Gelsa Gideon Greta Gunnar Hadley Halima Hanno Hedda
-    Helmer Hester Hugo Idris Ilka Imre Ines Ingram Iris Isidor Ivor Jadwin Jalila Jarek Jella Jonas Jorun Jude
-    Kaia Kamal Karim Keiko Kenza Kilian Lale Lambert Leona Levin Liesel Linus Lorcan Lotte Ludo Mabel Magnus
-    Malin Marek Marit Matteo Meera Milo Mirela Nadim Nella Nesta Nico Nils Noor Odile Olav Orla Oswin Otis
-    Paloma Pascal Petra Quinn Rafael Ragna Ramona Rasmus Remy Rhea Rufus Sabela Saskia Selim Senna Sigrid Silas
-    Sunniva Tamar Tarek Thea Tilda Timon Tora Ulric Una Valda Vera Vidar Viola Walid Wanda Wilma Xenia Yara
-    Yorick Yusra Zelda Zeno Zora
-"""
-_LAST_NAMES = """
+WOMEN = """
+    Adela Alma Anouk Astrid Beata Berta Brena Calla Clea Cosima Dagny Delia Edda Elara Elke Enid Etta Farah
+    Fenna Fiora Freya Gelsa Greta Halima Hedda Hester Ilka Ines Iris Jalila Jella Jorun Kaia Keiko Kenza Lale
+    Leona Liesel Lotte Mabel Malin Marit Meera Mirela Nella Nesta Noor Odile Orla Paloma Petra Ragna Ramona Rhea
+    Sabela Saskia Senna Sigrid Sunniva Tamar Thea Tilda Tora Una Valda Vera Viola Wanda Wilma Xenia Yara Yusra
+    Zelda Zora
+""".split()
+MEN = """
+    Alban Amos Anton Arlo Aurel Benno Boris Bruno Carel Casimir Cecil Conrad Damir Desmond Dorian Edwin Eike
+    Eldon Emeric Esben Fabian Ferris Flavio Gareth Gideon Gunnar Hanno Helmer Hugo Idris Imre Ingram Isidor Ivor
+    Jarek Jonas Jude Kamal Karim Kilian Lambert Levin Linus Lorcan Ludo Magnus Marek Matteo Milo Nadim Nico Nils
+    Olav Oswin Otis Pascal Rafael Rasmus Remy Rufus Selim Silas Tarek Timon Ulric Vidar Walid Yorick Zeno
+""".split()
+FIRST_NAMES = WOMEN + MEN
+LAST_NAMES = """
     Abbing Ackroyd Alderney Almgren Amsel Anselm Arkady Ashgrove Averin Balog Bannister Barden Belmont Bexley
     Birkeland Blackwood Bodnar Borealis Brandt Brightwell Bruun Calloway Carrow Castell Cavendar Chaudry Clement
     Cordova Coulter Crane Dahlin Dalgaard Danforth Darrow Delacroy Denholm Dreyer Dunmore Eastham Eklund Elsner
@@ -29,9 +32,7 @@ _LAST_NAMES = """
     Ravn Redmond Reyes Rosmer Rowntree Sabatier Sandoval Santoro Selwyn Severin Shaw Sinclair Soren Stanhope
     Sterling Sundby Talbot Tanaka Thackeray Thorne Tolland Ueda Ulriksen Vance Varga Vasiliou Verhoeven
     Wakefield Wendel Westbrook Whitlock Winther Wolcott Yates Yilmaz Zeller
-"""
-FIRST_NAMES = tuple(_FIRST_NAMES.split())
-LAST_NAMES = tuple(_LAST_NAMES.split())
+""".split()
 
 
 def choose_pseudonyms(profiles: Sequence[Profile], seed: int) -> list[str]:
@@ -41,14 +42,22 @@ def choose_pseudonyms(profiles: Sequence[Profile], seed: int) -> list[str]:
     for profile in profiles:
         own = set(words(" ".join((profile.name, *profile.handles))))
         generator = random.Random(f"{seed}/{profile.profile_id}")
-        name = next(name for name in _draw_names(generator) if name.lower() not in taken and not own & set(words(name)))
+        drawn = _draw_names(generator, _fitting_names(profile))
+        name = next(name for name in drawn if name.lower() not in taken and not own & set(words(name)))
         taken.add(name.lower())
         chosen.append(name)
     return chosen
 
 
-def _draw_names(generator: random.Random) -> Iterator[str]:
+def _fitting_names(profile: Profile) -> Sequence[str]:
+    """Return first names that fit the pronouns of the description, so that the anonymised text stays consistent."""
+    found = words(profile.description)
+    she, he = (sum(found.count(word) for word in forms) for forms in (("she", "her", "hers"), ("he", "him", "his")))
+    return WOMEN if she > he else MEN if he > she else WOMEN + MEN
+
+
+def _draw_names(generator: random.Random, first_names: Sequence[str]) -> Iterator[str]:
     for attempt in range(100_000):
         middle = f" {generator.choice('ABCDEFGHJKLMNPRSTW')}." if attempt > 40 else ""
-        yield f"{generator.choice(FIRST_NAMES)}{middle} {generator.choice(LAST_NAMES)}"
+        yield f"{generator.choice(first_names)}{middle} {generator.choice(LAST_NAMES)}"
     raise ValueError("no name is left")

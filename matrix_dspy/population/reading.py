@@ -274,10 +274,10 @@ def _map_columns(path: Path, rows: list[dict[str, Any]], given: Mapping[str, str
         mapping[field] = [given[field]] if field in given else free
     mapping["name"] = mapping["name"] or mapping["handle"]
     if not mapping["name"]:
-        raise TableError(f"no column with names in {str(path)!r}; it has {listed}; say which with --columns name=...")
+        raise TableError(f"no column with names in {str(path)!r}; it has {listed}; say which with --column name=...")
     if not mapping["description"] and not mapping["history"]:
         raise TableError(
-            f"no column with descriptions in {str(path)!r}; it has {listed}; say which with --columns description=..."
+            f"no column with descriptions in {str(path)!r}; it has {listed}; say which with --column description=..."
         )
     return mapping
 

@@ -164,7 +164,7 @@ def build_communication(config: Config, runner: Runner, embedder: Embedder, agen
 def list_members(members: Sequence[Agent]) -> list[str]:
     """Return members as numbered lines for a router."""
     return [
-        f"{number}: {member.name}. {one_line(shorten(member.description, ROSTER_WORDS))}"
+        f"{number}: {member.name}, {one_line(shorten(member.description, ROSTER_WORDS))}"
         for number, member in enumerate(members)
     ]
 

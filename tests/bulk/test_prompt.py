@@ -1,4 +1,5 @@
 import random
+from collections.abc import Callable
 from datetime import date
 from enum import Enum
 from typing import Any, Literal
@@ -107,15 +108,23 @@ def tasks(draw: st.DrawFn) -> tuple[Any, list[dict[str, Any]], list[dict[str, An
 def _rows(
     fields: dict[str, tuple[Any, st.SearchStrategy[Any]]], *, is_partial: bool = False
 ) -> st.SearchStrategy[dict[str, Any]]:
-    values = {name: st.one_of(strategy, ODD_VALUES) for name, (_, strategy) in fields.items()}
     typed = {name: strategy for name, (_, strategy) in fields.items()}
-    whole = st.one_of(st.fixed_dictionaries(typed), st.fixed_dictionaries(typed), st.fixed_dictionaries(values))
-    return st.one_of(whole, st.fixed_dictionaries({}, optional=typed)) if is_partial else whole
+    odd = {name: st.one_of(strategy, ODD_VALUES) for name, strategy in typed.items()}
+    other = st.fixed_dictionaries({}, optional=typed) if is_partial else st.fixed_dictionaries(odd)
+    return st.one_of(st.fixed_dictionaries(typed), other)
 
 
 def format_with_dspy(predictor: dspy.Predict, adapter: dspy.Adapter, inputs: dict[str, Any]) -> list[dict[str, Any]]:
     signature: Any = predictor.signature
     return adapter.format(signature, predictor.demos, dict(inputs))
+
+
+def or_error(work: Callable[[], Any]) -> Any:
+    """Return the result, or the type of the error: some values, say a list of dicts for text, DSPy cannot render."""
+    try:
+        return work()
+    except Exception as error:
+        return type(error)
 
 
 def make_prompt(signature: Any, adapter: dspy.Adapter | None = None) -> Prompt:
@@ -131,7 +140,8 @@ def test_messages_are_byte_for_byte_what_dspy_sends(task: Any, adapter: dspy.Ada
     prompt = Prompt(predictor, adapter)
 
     for row in rows:
-        assert prompt.messages(row) == format_with_dspy(predictor, adapter, row)
+        ours = or_error(lambda row=row: prompt.messages(row))
+        assert ours == or_error(lambda row=row: format_with_dspy(predictor, adapter, row))
 
 
 @given(st.lists(text, min_size=1, max_size=3), st.lists(st.fixed_dictionaries({"instruction": text, "response": text})))

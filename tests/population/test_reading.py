@@ -292,8 +292,8 @@ def test_a_ragged_csv_row_stops_nothing(tmp_path: Path):
         ("people.txt", b"Ana", "cannot tell the type"),
         ("people.jsonl", b"{\n[]\n", "none of the 2 rows"),
         ("people.jsonl", b'{"name": "Ana", "bio": ""}\n', "no description"),
-        ("people.jsonl", b'{"a": 1, "bio": "x"}\n', "--columns name="),
-        ("people.jsonl", b'{"name": "Ana", "b": 2}\n', "--columns description="),
+        ("people.jsonl", b'{"a": 1, "bio": "x"}\n', "--column name="),
+        ("people.jsonl", b'{"name": "Ana", "b": 2}\n', "--column description="),
     ],
 )
 def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, name: str, content: bytes, message: str):
