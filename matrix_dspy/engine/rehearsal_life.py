@@ -10,8 +10,17 @@ from matrix_dspy.engine.rehearsal_scene import Scene
 from matrix_dspy.text import count_words, shorten
 
 _HEAD = re.compile(
-    r"^\s*(?:[\[(]?(?:round\s*)?\d{1,6}[\]).:]?|[-*•])?\s*(?:\(?\[?round \d+\]?\)?[:,]?)?\s*", re.IGNORECASE
+    r"^\s*(?:[\[(]?(?:round\s*)?\d{1,6}[\]).:]?|[-*•])?\s*(?:\(?\[?round \d+\]?\)?[:,]?)?"
+    r"\s*(?:,? ?(?:from elsewhere|before|earlier):)?\s*",
+    re.IGNORECASE,
 )
+_REACTION = re.compile(
+    r"^(?P<actor>[A-Z][\w'’-]*(?: [A-Z][\w'’-]*){0,3})(?:,? (?:heard that|was told by|took it seriously that|"
+    r"learning that|checked the report that|talked over with) .*(?:, and |, found it true and |, |: the same evening \S+ ))"
+    r"(?P<answer>(?:offered|wrote|turned|went|changed|asked|bought|called|warned|moved|let it rest) .*)$",
+    re.DOTALL,
+)
+"""A reaction retold: what matters of it is the answer, not what had been heard."""
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'])")
 _ACTOR = re.compile(r"([A-Z][\w'’.-]*(?: [A-Z][\w'’.-]*){0,3})")
 
@@ -165,6 +174,8 @@ def first_clause(text: str, n_words: int) -> str:
     """Return the first sentence of a memory or event without its number, cut at a clause when it is long."""
     text = _HEAD.sub("", text.strip(), count=1)
     first = _SENTENCE_END.split(text, maxsplit=1)[0].strip().rstrip(".!?")
+    if retold := _REACTION.match(first):
+        first = f"{retold['actor']} {retold['answer']}"
     if len(first.split()) <= n_words:
         return first
     for mark in ("; ", ": ", ", and ", ", although ", ", because ", ", "):

@@ -53,7 +53,8 @@ def _any_of(words: set[str], flags: int) -> re.Pattern[str]:
     if not forms:
         return re.compile(r"(?!)")
     alternatives = "|".join(re.escape(form) for form in sorted(forms, key=lambda form: (-len(form), form)))
-    return re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)", flags)
+    # in JSON a line end is written as backslash and n, which is no letter before a name
+    return re.compile(rf"(?:(?<!\w)|(?<=\\[nrt]))(?:{alternatives})(?!\w)", flags)
 
 
 def _list_spellings(word: str) -> set[str]:

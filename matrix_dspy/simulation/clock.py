@@ -101,11 +101,11 @@ class VirtualTime:
         for clock in ready:
             if not self._is_surplus(clock):
                 self._let_go(clock)
-        if any(clock.is_acting for clock in self.clocks.values()):
+        if any(clock.is_acting or clock.waiting is None for clock in self.clocks.values()):
             return
         if ready:  # what was held back as surplus turns out to be needed
             self._let_go(min(ready, key=lambda clock: (clock.expected_close, clock.group_id)))
-        elif all(clock.waiting is not None for clock in self.clocks.values()):
+        else:
             self.is_quiet = True
             self._stop()
 

@@ -230,7 +230,7 @@ class GroupProcess:
     def _observe(self, agent_ids: Sequence[str], mail: Mail) -> bool:
         receivers = [agent for agent in self.agents if agent.agent.agent_id in agent_ids]
         for agent in receivers:
-            agent.observations.append(f"Round {mail.closed_round}: {mail.text}")
+            agent.observations.append(f"Round {mail.closed_round}, from elsewhere: {mail.text}")
         return bool(receivers)
 
     def _expect_length(self) -> int:

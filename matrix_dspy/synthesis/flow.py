@@ -161,6 +161,8 @@ class Flow:
             async with asyncio.TaskGroup() as tasks:
                 await for_each(len(wave), 2 * self.runner.engine.concurrency, write)
         except BaseExceptionGroup as errors:
+            for row in wave[frontier:]:
+                row.instruction = None  # no filter has seen it
             raise first_error(errors) from None
 
     async def _write(self, row: Row) -> None:
@@ -251,7 +253,8 @@ class Flow:
         return await self.runner.call(prompt, inputs, key, self.config.sampling_of(program))
 
     def _reject(self, row: Row, noun: str, row_id: str, reason: str, detail: str, raw: str) -> None:
-        row.rejected = Rejected(noun=noun, id=row_id, stage=STAGE, reason=reason, detail=detail, raw_text=raw)
+        shown = "" if reason == "leak" else raw  # raw profile text is stored nowhere (METHOD 2.1)
+        row.rejected = Rejected(noun=noun, id=row_id, stage=STAGE, reason=reason, detail=detail, raw_text=shown)
         self.runner.progress.rejected += 1
 
 

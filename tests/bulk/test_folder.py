@@ -228,7 +228,7 @@ def test_completions_of_another_run_are_replayed(tmp_path: Path):
 
 
 def test_a_folder_to_replay_must_be_a_run(tmp_path: Path):
-    with pytest.raises(RunError, match="no journal in .*; --from takes a run folder"):
+    with pytest.raises(RunError, match=r"no journal in .*; --from takes a run folder"):
         open_run(tmp_path / "new", replay=(tmp_path,))
 
 

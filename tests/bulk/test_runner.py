@@ -299,7 +299,7 @@ def test_after_a_failure_nothing_counts_as_in_flight():
 
 def test_a_journal_that_takes_no_more_stops_the_run(tmp_path: Path):
     class FullJournal(Journal):
-        def append(self, *arguments: Any) -> None:
+        def append(self, key: CallKey, digest: str, request: Request, completion: Completion) -> None:
             raise RunError("no space left on device")
 
     with pytest.raises(RunError, match="no space left"):

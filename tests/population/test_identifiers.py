@@ -124,6 +124,13 @@ def test_a_name_written_with_json_escapes_is_found():
     assert "kerstr" not in Identifiers(make_profile("Zoë Åkerström")).scrub(escaped)
 
 
+def test_a_name_after_an_escaped_line_end_is_found():
+    scrubbed = Identifiers(make_profile()).scrub(json.dumps(["Then\nMarguerite left.\tQuillfeather too."]))
+
+    assert "Marguerite" not in scrubbed
+    assert "Quillfeather" not in scrubbed
+
+
 def test_parts_of_hyphenated_names_are_found():
     identifiers = Identifiers(make_profile("Anne-Marie O'Neill"))
 

@@ -1,0 +1,434 @@
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from matrix_dspy.bulk.runner import Runner
+from matrix_dspy.config import Config, SynthesisConfig, load_kind
+from matrix_dspy.errors import LimitError
+from matrix_dspy.synthesis.flow import HOPELESS_WAVE, Candidate, Flow, Row, build_candidates
+from matrix_dspy.types import Event
+from tests.toys import Call, Rule, ToyEngine, hash_number, make_agent, make_scenario
+
+KIND = load_kind("sft")
+NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva")
+
+
+def write(call: Call) -> dict[str, Any]:
+    place = re.findall(r"event-scenario-(\w+)-(\d+)-agent-(\w+)", call.fields["actions"][0])[0]
+    return {"instruction": f"How do I go about matter {'-'.join(place)}?"}
+
+
+def respond(call: Call) -> str:
+    return f"Like this: {call.fields['instruction']}"
+
+
+RULES: dict[str, Rule] = {"instruction_writer": write, "responder": respond}
+
+
+class ToyGate:
+    """Keeps everything but what the predicates say, and notes what it was asked."""
+
+    def __init__(
+        self,
+        drop_instruction: Callable[[str], bool] = lambda text: False,
+        drop_response: Callable[[str], bool] = lambda text: False,
+    ) -> None:
+        self.drop_instruction = drop_instruction
+        self.drop_response = drop_response
+        self.asked: list[str] = []
+        self.others: list[tuple[str, ...]] = []
+
+    def check_instruction(self, row_id: str, text: str, others: Sequence[str]) -> tuple[str, str] | None:
+        self.asked.append(row_id)
+        self.others.append(tuple(others))
+        return ("bad instruction", "the gate said so") if self.drop_instruction(text) else None
+
+    def check_response(self, row_id: str, text: str) -> tuple[str, str] | None:
+        return ("bad response", "the gate said so") if self.drop_response(text) else None
+
+
+class TwinGate(ToyGate):
+    """Drops an instruction equal to an earlier one."""
+
+    def check_instruction(self, row_id: str, text: str, others: Sequence[str]) -> tuple[str, str] | None:
+        twin = self.seen.setdefault(text, row_id)
+        return None if twin == row_id else ("exact duplicate", f"the same as {twin}")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, str] = {}
+
+
+def make_candidates(n: int, config: Config, groups: str = "abcdefghijklmnopqrst", first: int = 0) -> list[Candidate]:
+    """Return candidates of one agent each, groups taking turns."""
+    agents = {agent.agent_id: agent for agent in map(make_agent, NAMES)}
+    scenarios = [
+        make_scenario(number // len(groups), groups[number % len(groups)], (f"agent-{NAMES[number % 5].lower()}",))
+        for number in range(first, first + n)
+    ]
+    return build_candidates(scenarios, make_events(scenarios), agents, {}, config, KIND.name)
+
+
+def make_events(scenarios: Sequence[Any]) -> dict[str, Event]:
+    return {
+        event_id: Event(
+            event_id=event_id, scenario_id=scenario.scenario_id, group_id=scenario.group_id, agent_id=agent_id, round=1,
+            kind="act", plan_step="walk", action=f"{agent_id} did {event_id}.", is_step_done=False,
+        )
+        for scenario in scenarios
+        for event_id, agent_id in zip(scenario.event_ids, scenario.agent_ids, strict=True)
+    }  # fmt: skip
+
+
+class Work:
+    """A flow of `n` wanted rows over candidates, filled."""
+
+    def __init__(
+        self,
+        n: int,
+        n_candidates: int,
+        *,
+        rules: dict[str, Rule] = RULES,
+        gate: ToyGate | None = None,
+        groups: str = "abcdefghijklmnopqrst",
+        max_calls: int | None = None,
+        **engine: Any,
+    ) -> None:
+        self.config = Config(n=n, synthesis=SynthesisConfig(group_share=1.0 if len(groups) == 20 else 0.05))
+        self.engine = ToyEngine(rules, **engine)
+        self.gate = gate or ToyGate()
+        runner = Runner(self.engine, max_calls=max_calls)
+        self.flow = Flow(self.config, KIND, runner, self.gate, n_groups=len(groups))
+        self.flow.offer(make_candidates(n_candidates, self.config, groups))
+
+    def fill(self) -> "Work":
+        self.n_missing = asyncio.run(self.flow.fill())
+        return self
+
+    @property
+    def rows(self) -> list[Row]:
+        return self.flow.rows
+
+    @property
+    def kept(self) -> list[int]:
+        return [row.rank for row in self.rows if row.example]
+
+    @property
+    def reasons(self) -> Counter[str]:
+        return Counter(row.rejected.reason for row in self.rows if row.rejected)
+
+
+def is_bad(text: str, share: int = 3) -> bool:
+    return hash_number(text.removeprefix("Like this: ")) % share == 0
+
+
+@pytest.mark.parametrize("n", [1, 7, 40])
+def test_exactly_n_rows_are_kept(n: int):
+    work = Work(n, 200, gate=ToyGate(is_bad)).fill()
+
+    assert work.n_missing == 0
+    assert len(work.kept) == n
+
+
+def test_the_first_n_survivors_by_rank_are_kept_and_the_rest_is_surplus():
+    work = Work(20, 200, gate=ToyGate(is_bad), latency_s=0.002).fill()
+
+    survivors = [row.rank for row in work.rows if row.response]
+    surplus = [row for row in work.rows if row.rejected and row.rejected.reason == "surplus"]
+    assert work.kept == survivors[:20]
+    assert [row.rank for row in surplus] == survivors[20:]
+    assert len(surplus) > 0
+    assert {(row.rejected.noun, row.rejected.detail) for row in surplus if row.rejected} == {
+        ("example", "20 rows were kept")
+    }
+
+
+def test_every_row_is_kept_or_rejected_with_a_reason():
+    work = Work(20, 200, gate=ToyGate(is_bad, lambda text: is_bad(text, 5))).fill()
+
+    assert all((row.example is None) != (row.rejected is None) for row in work.rows)
+    assert set(work.reasons) == {"bad instruction", "bad response", "surplus"}
+    assert [row.rank for row in work.rows] == list(range(len(work.rows)))
+
+
+def test_without_losses_the_first_wave_of_n_is_all_that_is_asked():
+    work = Work(30, 200).fill()
+
+    assert len(work.engine.asked("instruction_writer")) == len(work.engine.asked("responder")) == 30
+    assert work.kept == list(range(30))
+
+
+def test_later_waves_are_sized_by_the_measured_yield():
+    sizes: list[int] = []
+
+    class WatchedFlow(Flow):
+        def _take_wave(self) -> list[Row]:
+            wave = super()._take_wave()
+            sizes.append(len(wave))
+            return wave
+
+    config = Config(n=40, synthesis=SynthesisConfig(group_share=1.0))
+    gate = ToyGate(lambda text: int(text.split("-")[1]) % 2 == 0)  # every other round of groups is dropped
+    flow = WatchedFlow(config, KIND, Runner(ToyEngine(RULES)), gate, n_groups=20)
+    flow.offer(make_candidates(400, config))
+    asyncio.run(flow.fill())
+
+    assert sizes[:2] == [40, int(20 / 0.5 * 1.05) + 1]
+    assert flow.n_missing == 0
+
+
+def test_a_wave_is_never_sized_by_less_than_the_least_yield():
+    work = Work(20, 2000, gate=ToyGate(lambda text: "matter-a-0" not in text.replace("matter ", "matter-"))).fill()
+
+    assert work.flow.measured_yield >= 0.05
+    assert len(work.rows) <= 20 + int(19 / 0.05 * 1.05) + 1 + 2000
+
+
+def test_a_dropped_instruction_is_never_answered():
+    work = Work(20, 100, gate=ToyGate(is_bad)).fill()
+
+    dropped = {row.rejected.raw_text for row in work.rows if row.rejected and row.rejected.reason == "bad instruction"}
+    answered = {call.fields["instruction"] for call in work.engine.asked("responder")}
+    assert dropped
+    assert not dropped & answered
+    assert len(work.engine.asked("responder")) == len(work.rows) - len(dropped)
+
+
+@pytest.mark.parametrize("shuffle", range(4))
+def test_the_gate_is_asked_in_rank_order_whatever_the_order_of_arrival(shuffle: int):
+    work = Work(40, 60, latency_s=0.005, concurrency=64, shuffle=shuffle).fill()
+
+    assert work.gate.asked == [row.candidate.instruction_id for row in work.rows]
+
+
+@pytest.mark.parametrize("shuffle", range(4))
+def test_an_earlier_rank_wins_over_its_twin_whatever_the_order_of_arrival(shuffle: int):
+    def write_twins(call: Call) -> dict[str, Any]:
+        return {"instruction": re.sub(r"matter \w-(\d+)-\w+", r"matter \1", write(call)["instruction"])}
+
+    rules = {**RULES, "instruction_writer": write_twins}
+    work = Work(4, 80, rules=rules, gate=TwinGate(), latency_s=0.005, concurrency=64, shuffle=shuffle).fill()
+
+    assert work.kept == [0, 20, 40, 60]
+
+
+def test_a_row_is_answered_before_the_last_of_its_wave_is_written():
+    work = Work(40, 60, latency_s=0.003, concurrency=4).fill()
+
+    programs = [call.program for call in work.engine.calls]
+    assert programs.index("responder") < len(programs) - 1 - programs[::-1].index("instruction_writer")
+
+
+def test_a_group_supplies_its_share_and_no_more():
+    config = Config(n=100)
+    flow = Flow(config, KIND, Runner(ToyEngine(RULES)), ToyGate(), n_groups=100)
+
+    assert flow.group_cap == 5
+    assert Flow(config, KIND, Runner(ToyEngine(RULES)), ToyGate(), n_groups=8).group_cap == 25
+    assert Flow(config, KIND, Runner(ToyEngine(RULES)), ToyGate(), n_groups=1).group_cap == 200
+    assert Flow(Config(n=3), KIND, Runner(ToyEngine(RULES)), ToyGate(), n_groups=100).group_cap == 1
+
+
+@pytest.mark.parametrize("shuffle", range(3))
+def test_the_group_cap_is_held_and_stops_nobody_else(shuffle: int):
+    groups = "abcdefghij"
+    work = Work(40, 400, gate=ToyGate(is_bad), groups=groups, latency_s=0.002, shuffle=shuffle).fill()
+
+    by_group = Counter(row.example.group_id for row in work.rows if row.example)
+    assert work.n_missing == 0
+    assert max(by_group.values()) <= work.flow.group_cap == 8
+
+
+def test_a_full_group_leaves_rows_missing_rather_than_supply_more():
+    config = Config(n=20)
+    flow = Flow(config, KIND, Runner(ToyEngine(RULES)), ToyGate(), n_groups=10)
+    flow.offer(make_candidates(100, config, groups="a"))
+
+    assert asyncio.run(flow.fill()) == 16
+    assert len([row for row in flow.rows if row.example]) == 4
+    assert len(flow.rows) == 4  # nothing was bought that could not be kept
+
+
+def test_candidates_passed_over_for_room_are_taken_when_their_group_has_room_after_all():
+    config = Config(n=20)
+    gate = ToyGate(lambda text: "matter a-0" in text)
+    flow = Flow(config, KIND, Runner(ToyEngine(RULES)), gate, n_groups=10)
+    flow.offer(make_candidates(6, config, groups="a"))
+
+    asyncio.run(flow.fill())
+
+    assert len([row for row in flow.rows if row.example]) == 4
+
+
+def test_when_everything_is_dropped_the_run_stops_after_a_while():
+    work = Work(HOPELESS_WAVE, 2000, gate=ToyGate(lambda text: True)).fill()
+
+    assert work.flow.is_hopeless
+    assert len(work.rows) == HOPELESS_WAVE
+    assert work.n_missing == HOPELESS_WAVE
+
+
+def test_few_losses_are_not_hopeless():
+    work = Work(5, 5, gate=ToyGate(lambda text: True)).fill()
+
+    assert not work.flow.is_hopeless
+
+
+def test_more_candidates_may_be_offered_when_the_queue_is_empty():
+    work = Work(30, 10).fill()
+    assert work.n_missing == 20
+
+    work.flow.offer(make_candidates(50, work.config, first=10))
+    work.fill()
+
+    assert work.n_missing == 0
+    assert work.kept == list(range(30))
+
+
+def test_a_scenario_gives_one_candidate_for_each_agent_of_it_with_its_own_actions():
+    config = Config()
+    agents = {agent.agent_id: agent for agent in map(make_agent, NAMES)}
+    scenario = make_scenario(0, "a", ("agent-ada", "agent-ben"))
+    scenario = scenario.model_copy(update={"event_ids": (*scenario.event_ids, "more")})
+    events = make_events([make_scenario(0, "a", ("agent-ada", "agent-ben"))])
+    first = next(iter(events.values()))
+    events["more"] = first.model_copy(update={"event_id": "more", "action": "Ada did more."})
+
+    ada, ben = build_candidates([scenario], events, agents, {scenario.scenario_id: 0.5}, config, "sft")
+
+    assert [candidate.agent.name for candidate in (ada, ben)] == ["Ada", "Ben"]
+    assert ada.actions == (first.action, "Ada did more.")
+    assert len(ben.actions) == 1
+    assert (ada.others, ben.others) == (("Ben",), ("Ada",))
+    assert ada.relevance == 0.5
+
+
+def test_there_is_one_instruction_at_the_most_for_scenario_agent_kind_and_type():
+    simple, special = Config(), Config(synthesis=SynthesisConfig(type="specialised"))
+    ids = [
+        candidate.instruction_id
+        for config in (simple, special, Config(seed=1))
+        for candidate in make_candidates(100, config)
+    ]
+
+    assert len(set(ids)) == 300
+    assert ids[:100] == [candidate.instruction_id for candidate in make_candidates(100, simple)]
+
+
+def test_ids_depend_on_parents_only_and_never_on_text():
+    def shout(call: Call) -> str:
+        return "SOMETHING ELSE ALTOGETHER!"
+
+    one = Work(10, 10).fill()
+    other = Work(10, 10, rules={**RULES, "responder": shout, "instruction_writer": lambda _: {"instruction": "Hm?"}}).fill()
+
+    def read_ids(work: Work) -> list[tuple[str, ...]]:
+        return [
+            (row.example.example_id, row.example.response_id, row.example.instruction_id, row.example.scenario_id)
+            for row in work.rows
+            if row.example
+        ]
+
+    assert len(read_ids(one)) == 10
+    assert read_ids(one) == read_ids(other)
+
+
+def test_the_writer_sees_persona_actions_summary_and_requirement_and_the_responder_the_instruction_alone():
+    work = Work(1, 1).fill()
+    (written,), (answered,) = work.engine.asked("instruction_writer"), work.engine.asked("responder")
+
+    candidate = work.rows[0].candidate
+    assert written.fields["profile"] == candidate.agent.persona
+    assert written.fields["actions"] == list(candidate.actions)
+    assert written.fields["scenario"] == candidate.scenario.summary
+    assert written.fields["requirement"].startswith("Kind: ")
+    instruction = work.rows[0].instruction
+    assert instruction
+    assert answered.request.messages == [{"role": "user", "content": instruction.text}]
+
+
+def test_an_example_is_a_conversation_that_names_all_its_parents():
+    work = Work(1, 1).fill()
+
+    row = work.rows[0]
+    assert row.example and row.instruction and row.response
+    assert [(m.role, m.content) for m in row.example.messages] == [
+        ("user", row.instruction.text), ("assistant", row.response.text),
+    ]  # fmt: skip
+    assert row.example.scenario_id == row.candidate.scenario.scenario_id
+    assert row.example.profile_id == row.candidate.agent.profile_id
+    assert row.example.model == "toy"
+
+
+def test_an_unusable_writer_is_asked_once_more_and_then_its_row_rejected():
+    def babble_for_first(call: Call) -> Any:
+        return "" if "scenario-a-000" in call.fields["actions"][0] else write(call)
+
+    work = Work(5, 20, rules={**RULES, "instruction_writer": babble_for_first}).fill()
+
+    assert work.rows[0].rejected
+    assert (work.rows[0].rejected.noun, work.rows[0].rejected.reason) == ("instruction", "empty")
+    assert work.kept == [1, 2, 3, 4, 5]
+    assert len([c for c in work.engine.asked("instruction_writer") if "scenario-a-000" in c.text]) == 2
+
+
+def test_what_was_dropped_as_a_leak_is_stored_nowhere():
+    class LeakGate(ToyGate):
+        def check_instruction(self, row_id: str, text: str, others: Sequence[str]) -> tuple[str, str] | None:
+            return ("leak", "it holds a name") if "matter a-0" in text else None
+
+        def check_response(self, row_id: str, text: str) -> tuple[str, str] | None:
+            return ("leak", "it holds a name") if "matter b-0" in text else None
+
+    work = Work(5, 20, gate=LeakGate()).fill()
+
+    leaks = [row.rejected for row in work.rows if row.rejected and row.rejected.reason == "leak"]
+    assert [(row.noun, row.raw_text) for row in leaks] == [("instruction", ""), ("response", "")]
+
+
+def test_the_result_does_not_depend_on_concurrency_or_latency():
+    def make(width: int) -> Work:
+        def unsteady(call: Call) -> Any:
+            return "" if hash_number(call.text) % 6 == 0 else write(call)
+
+        rules = {**RULES, "instruction_writer": unsteady}
+        gate = ToyGate(is_bad, lambda text: is_bad(text, 7))
+        return Work(60, 400, rules=rules, gate=gate, groups="abcdefgh", concurrency=width, latency_s=0.002, shuffle=width)
+
+    works = [make(width).fill() for width in (1, 4, 64)]
+
+    assert len(works[0].kept) == 60
+    for work in works[1:]:
+        assert [(r.rank, r.instruction, r.response, r.example, r.rejected) for r in work.rows] == [
+            (r.rank, r.instruction, r.response, r.example, r.rejected) for r in works[0].rows
+        ]
+
+
+@pytest.mark.parametrize("max_calls", [1, 15, 33])
+def test_a_limit_on_calls_keeps_what_there_is(max_calls: int):
+    work = Work(20, 100, max_calls=max_calls, latency_s=0.001, concurrency=4)
+
+    with pytest.raises(LimitError, match=f"limit of {max_calls} calls"):
+        asyncio.run(work.flow.fill())
+
+    answered = [row for row in work.rows if row.response]
+    assert len(work.engine.calls) == max_calls
+    assert [row for row in work.rows if row.example] == answered
+    assert work.flow.n_missing == 20 - len(answered)
+    assert len(answered) > 0 or max_calls == 1
+
+
+def test_a_limit_on_calls_leaves_no_instruction_behind_that_no_filter_has_seen():
+    def wait_for_first(call: Call) -> Any:
+        return write(call)
+
+    for shuffle in range(5):
+        work = Work(20, 100, rules={**RULES, "instruction_writer": wait_for_first}, max_calls=19, latency_s=0.003, shuffle=shuffle)
+        with pytest.raises(LimitError):
+            asyncio.run(work.flow.fill())
+
+        assert {row.candidate.instruction_id for row in work.rows if row.instruction} <= set(work.gate.asked)
