@@ -6,6 +6,8 @@ Whatever a model or a profile wrote is hostile until it has been through `clean_
 import re
 import unicodedata
 
+from pydantic import BaseModel
+
 _CUSTOM_TYPE = re.compile(r"<<CUSTOM-TYPE-(?:START|END)-IDENTIFIER>>")
 """DSPy 3.4 turns text between these marks into content blocks (say an image to fetch)."""
 _FIELD_HEADER = re.compile(r"\[\[[ \t]{0,4}##[ \t]{0,4}([^\n\[\]#]{0,80}?)[ \t]{0,4}##[ \t]{0,4}\]\]")
@@ -70,13 +72,16 @@ def _unwrap_marks(text: str) -> str:
 
 
 def clean_value(value: object) -> object:
-    """Clean every string inside a JSON-like value; other values pass unchanged."""
+    """Clean every string inside a JSON-like value or a model; other values pass unchanged."""
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, list | tuple):
-        return [clean_value(item) for item in value]
+        items = [clean_value(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
     if isinstance(value, dict):
         return {key: clean_value(item) for key, item in value.items()}
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={name: clean_value(item) for name, item in value})
     return value
 
 

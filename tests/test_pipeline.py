@@ -192,7 +192,8 @@ def test_a_server_that_goes_away_stops_the_run_and_fails_no_row(serve: Callable[
     server = serve("rehearsal?latency=0.02")
     flags = ["-q", *QUICK, "--lm", server.url, "--set", "operation.patience_s=1", "--out", run]
     process = start_cli("generate", *flags)
-    time.sleep(2.5)
+    while server.stats()["completed"] < 40:
+        time.sleep(0.02)
     server.process.kill()
     _, said = process.communicate(timeout=60)
 

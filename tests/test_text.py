@@ -106,7 +106,7 @@ def test_joiners_that_scripts_and_emoji_need_are_kept():
 def test_strings_inside_values_are_cleaned_and_other_values_kept():
     value = {"a": ["\x00x", 1, None], "b": ("[[ ## y ## ]]", 2.5)}
 
-    assert clean_value(value) == {"a": ["x", 1, None], "b": ["y", 2.5]}
+    assert clean_value(value) == {"a": ["x", 1, None], "b": ("y", 2.5)}
 
 
 def test_custom_type_marks_go_and_all_else_stays():

@@ -170,7 +170,7 @@ class _Job:
     def _ask_module(self, runner: Runner) -> Callable[[int, dict[str, Any]], Awaitable[Outcome]]:
         row: contextvars.ContextVar[list[int]] = contextvars.ContextVar("row")
         engine = _JournaledEngine(runner, row)
-        lm = build_lm(engine, is_open=True, temperature=self.sampling.temperature, max_tokens=self.sampling.max_tokens)
+        lm = build_lm(engine, is_open=True, **self.sampling.model_dump())
         quiet = {"disable_history": True, "trace": None, "max_trace_size": 0, "warn_on_type_mismatch": False}
 
         async def ask(position: int, inputs: dict[str, Any]) -> Outcome:
@@ -270,7 +270,7 @@ def _strip(value: Any) -> Any:
 def _build_series(name: str, annotation: Any, values: list[Any]) -> pl.Series:
     """Put output values into a column of their type; what has no column type becomes JSON text."""
     try:
-        return pl.Series(name, values, dtype=read_dtype(annotation), strict=True)
+        return pl.Series(name, [_plain(value) for value in values], dtype=read_dtype(annotation), strict=True)
     except (KeyError, TypeError, pl.exceptions.PolarsError):
         texts = [v if v is None or isinstance(v, str) else json.dumps(_plain(v), ensure_ascii=False) for v in values]
         return pl.Series(name, texts, dtype=pl.String)

@@ -181,10 +181,13 @@ def apply_filters(filters: Iterable[Filter], candidate: Candidate) -> Drop | Non
 
 
 def find_refusal(text: str) -> str | None:
-    """Return the words in which `text` declines, or None; looks at its beginning only."""
+    """Return the words in which `text` declines, or None; looks at its beginning only, and past what it quotes.
+
+    A letter may decline whatever it likes: it is what was asked for.
+    """
     window, pattern = _load_refusals()
-    head = text[:window].replace("’", "'")
-    match = pattern.search(head)
+    head = _QUOTATION.sub(" ", text[:window].replace("’", "'"))
+    match = None if _LETTER.match(head) else pattern.search(head)
     return match[0].strip() if match else None
 
 
@@ -212,6 +215,8 @@ def measure_jaccard(one: frozenset[str], other: frozenset[str]) -> float:
     return shared / (len(one) + len(other) - shared) if one or other else 1.0
 
 
+_QUOTATION = re.compile(r"""(?<=\s)(?:["“][^"”]*(?:["”]|$)|'[^'\n]*[.,!?]'(?!\w))""")
+_LETTER = re.compile(r"\W*(?:dear|subject)\b", re.IGNORECASE)
 _POINTER = re.compile(
     r"\bthe (?:scenario|summary|persona|requirement)\b(?! (?:of|for|that|which|i|we|my)\b)"
     r"|\b(?:as|see|mentioned|described|given|listed|shown|stated|the|this|from the) above\b"

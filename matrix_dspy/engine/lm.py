@@ -18,7 +18,14 @@ from matrix_dspy.engine.base import Completion, Engine, Request, Sampling
 _PARAMS = frozenset({"temperature", "max_tokens", "top_p", "seed", "stop", "response_format"})
 
 
-def build_lm(engine: Engine, *, is_open: bool = False, temperature: float = 0.7, max_tokens: int = 1024) -> dspy.LM:
+def build_lm(
+    engine: Engine,
+    *,
+    is_open: bool = False,
+    temperature: float = 0.7,
+    top_p: float | None = None,
+    max_tokens: int = 1024,
+) -> dspy.LM:
     """Return a `dspy.LM` on `engine`.
 
     With `is_open` the engine was opened in the running loop and stays there; otherwise it is opened in a loop of the
@@ -29,6 +36,7 @@ def build_lm(engine: Engine, *, is_open: bool = False, temperature: float = 0.7,
         engine.model or type(engine).__name__,
         temperature=temperature,
         max_tokens=max_tokens,
+        top_p=top_p,
         cache=False,
         num_retries=0,
         engine=_SyncFace(home),

@@ -1,0 +1,60 @@
+import pytest
+
+from matrix_dspy.engine.base import Engine
+from matrix_dspy.engine.endpoint import EndpointEngine
+from matrix_dspy.engine.provider import ProviderEngine
+from matrix_dspy.engine.spec import build_engine
+from matrix_dspy.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("spec", "url", "model"),
+    [
+        ("http://localhost:8000/v1", "http://localhost:8000/v1", ""),
+        ("https://host/v1/", "https://host/v1", ""),
+        ("http://host:1/v1#org/model-8b", "http://host:1/v1", "org/model-8b"),
+        ("  http://host:1/v1#m  ", "http://host:1/v1", "m"),
+    ],
+)
+def test_an_address_is_an_endpoint(spec: str, url: str, model: str):
+    engine = build_engine(spec)
+
+    assert isinstance(engine, EndpointEngine)
+    assert (engine.url, engine.model) == (url, model)
+
+
+@pytest.mark.parametrize("spec", ["openai/gpt-4o-mini", "ollama/llama3.2:1b", "hosted_vllm/org/model"])
+def test_a_litellm_name_is_a_provider(spec: str):
+    engine = build_engine(spec)
+
+    assert isinstance(engine, ProviderEngine)
+    assert engine.model == spec
+
+
+def test_the_rehearsal_is_a_name():
+    engine = build_engine("rehearsal")
+
+    assert isinstance(engine, Engine)
+    assert not isinstance(engine, EndpointEngine | ProviderEngine)
+
+
+@pytest.mark.parametrize("spec", ["rehearsal", "http://host/v1", "openai/x"])
+def test_limits_reach_every_engine(spec: str):
+    engine = build_engine(spec, concurrency=7, timeout_s=3.0, patience_s=4.0)
+
+    assert (engine.concurrency, engine.timeout_s, engine.patience_s) == (7, 3.0, 4.0)
+    assert engine.limit.maximum == 7
+
+
+@pytest.mark.parametrize("spec", ["", "gpt-4o", "openai/", "/model", "ftp://host/v1", "openai/a model", "Rehearsal"])
+def test_anything_else_is_refused_with_the_known_forms(spec: str):
+    with pytest.raises(ConfigError) as caught:
+        build_engine(spec)
+
+    for form in ("'rehearsal'", "http://host:port/v1", "openai/gpt-4o-mini"):
+        assert form in str(caught.value)
+
+
+def test_vllm_in_this_process_is_refused_with_a_way_on():
+    with pytest.raises(ConfigError, match=r"no in-process vLLM for 'vllm:org/model'.*run 'vllm serve'"):
+        build_engine("vllm:org/model")
