@@ -8,12 +8,12 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from matrix_dspy.bulk.journal import CallKey
 from matrix_dspy.bulk.program import first_error, for_each
 from matrix_dspy.bulk.prompt import Prompt
-from matrix_dspy.bulk.runner import Outcome, Runner
+from matrix_dspy.bulk.runner import Check, Outcome, Runner
 from matrix_dspy.config import Config, KindConfig
 from matrix_dspy.errors import LimitError
 from matrix_dspy.loading import load_program
@@ -174,7 +174,7 @@ class Flow:
             "scenario": candidate.scenario.summary,
             "requirement": requirement.text,
         }
-        outcome = await self._ask("instruction_writer", self._writer, inputs, candidate)
+        outcome = await self._ask("instruction_writer", self._writer, inputs, candidate, _check_written)
         if outcome.fields is None:
             self._reject(row, "instruction", candidate.instruction_id, outcome.reason, outcome.detail, outcome.text)
             return
@@ -248,14 +248,20 @@ class Flow:
         self.rows += wave
         self.runner.progress.kept = self._n_kept
 
-    async def _ask(self, program: str, prompt: Prompt, inputs: dict, candidate: Candidate) -> Outcome:
+    async def _ask(
+        self, program: str, prompt: Prompt, inputs: dict[str, Any], candidate: Candidate, check: Check | None = None
+    ) -> Outcome:
         key = CallKey(STAGE, candidate.instruction_id, program)
-        return await self.runner.call(prompt, inputs, key, self.config.sampling_of(program))
+        return await self.runner.call(prompt, inputs, key, self.config.sampling_of(program), check=check)
 
     def _reject(self, row: Row, noun: str, row_id: str, reason: str, detail: str, raw: str) -> None:
         shown = "" if reason == "leak" else raw  # raw profile text is stored nowhere (METHOD 2.1)
         row.rejected = Rejected(noun=noun, id=row_id, stage=STAGE, reason=reason, detail=detail, raw_text=shown)
         self.runner.progress.rejected += 1
+
+
+def _check_written(fields: dict[str, Any]) -> str | None:
+    return None if fields["instruction"].strip() else "the instruction is empty"
 
 
 def build_candidates(

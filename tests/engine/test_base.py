@@ -1,6 +1,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ class Flaky(Engine):
 
     def waits(self) -> list[float]:
         times = [moment for _, moment in self.asked]
-        return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        return [later - earlier for earlier, later in pairwise(times)]
 
 
 class Overloaded(Engine):

@@ -110,14 +110,13 @@ def test_a_cancelled_waiter_leaves_the_line():
 
 def test_a_waiter_cancelled_in_the_moment_of_its_turn_passes_it_on():
     async def work() -> None:
-        limit, first_done, until = AdaptiveLimit(1), asyncio.Event(), asyncio.Event()
+        limit, until = AdaptiveLimit(1), asyncio.Event()
         until.set()
-        first = asyncio.create_task(hold(limit, first_done))
+        await limit.__aenter__()
         second, third = (asyncio.create_task(hold(limit, until)) for _ in range(2))
         await settle()
 
-        first_done.set()
-        await first
+        await limit.__aexit__(None, None, None)
         second.cancel()
         await asyncio.wait({second, third})
 
