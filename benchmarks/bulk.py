@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 FILLER = "The counter was busy from early morning and nobody had time to change the sign on the door. "
 
 
-def build_program():  # noqa: ANN201
+def build_program():
     """Return a predictor with 3 demos, 4 inputs and 4 typed outputs."""
     import dspy
 
@@ -138,7 +138,9 @@ NAMES = {"bare": "bare aiohttp", "ours": "matrix_dspy", "dspy": "dspy.Predict.ac
 def measure(path: str, url: str, n_calls: int) -> float:
     """Run one path in a fresh process and return its CPU milliseconds a call."""
     command = [sys.executable, str(HERE / "bulk.py"), "--child", path, "--url", url, "--calls", str(n_calls)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"DSPY_CACHEDIR": "/tmp"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"DSPY_CACHEDIR": "/tmp"}
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -141,7 +141,7 @@ class CurationConfig(Section):
     """Length of a run of words shared with a raw profile that counts as a leak."""
     shingle_words: int = Field(default=2, ge=1)
     """Words in a shingle for near duplicates."""
-    near_duplicate: float = Field(default=0.7, gt=0, le=1)
+    near_duplicate: float = Field(default=0.5, gt=0, le=1)
     """Jaccard similarity of shingles from which two instructions are near duplicates."""
 
 

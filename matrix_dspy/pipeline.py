@@ -148,8 +148,8 @@ class _Job:
         made.population = population
         progress.rejected += len(population.rejected)
         if not population.agents:
-            reasons = Counter(row.reason for row in population.rejected).most_common(1)
-            raise TableError(f"no profile became an agent; most failed for {reasons[0][0]!r}")
+            reasons = Counter((row.reason, row.detail) for row in population.rejected).most_common(1)
+            raise TableError(f"no profile became an agent; most failed for {': '.join(filter(None, reasons[0][0]))}")
         public = [text for profile in population.profiles for text in (profile.description, *profile.history)]
         self.filters = build_instruction_filters(self.config.curation, made.profiles, self.config.seed, public)
         self.response_filters = build_response_filters(self.filters)

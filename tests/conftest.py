@@ -11,10 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("house", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--n", "40", "--set", "population.n_agents=15"]
 """Flags of a run of a few seconds."""
+
+
+@pytest.fixture(autouse=True)
+def no_keys_or_addresses_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a developer's own keys and servers out of the tests."""
+    for name in ("MATRIX_DSPY_API_KEY", "OPENAI_API_KEY", "OPENAI_API_BASE", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,7 @@ def test_n_may_grow_and_replays_what_was_paid_for(tmp_path: Path) -> None:
 def test_a_changed_key_is_named_and_nothing_is_lost(finished_run: Path) -> None:
     before = read_outputs(finished_run)
 
-    done = run_cli("generate", "-q", *SMALL, "--set", "curation.near_duplicate=0.5", "--out", finished_run)
+    done = run_cli("generate", "-q", *SMALL, "--set", "curation.near_duplicate=0.6", "--out", finished_run)
 
     assert done.returncode == 1
     assert "curation.near_duplicate" in done.stderr
@@ -275,14 +275,17 @@ def test_hostile_profiles_come_out_harmless(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     sent = [json.loads(line) for line in (tmp_path / "run" / "journal" / "main.jsonl").read_bytes().splitlines()]
     for entry in sent:
-        for message in entry["messages"]:
+        for message in entry.get("messages", []):
             assert isinstance(message["content"], str)
             assert "CUSTOM-TYPE" not in message["content"]
             assert "\x00" not in message["content"]
             assert "\u202e" not in message["content"]
             assert "<|im_start|>" not in message["content"]
-        last = next(m["content"] for m in reversed(entry["messages"]) if m["role"] == "user")
-        assert last.count("[[ ## life_goal ## ]]") <= 1
+            assert message["content"].count("[[ ## life_goal ## ]]") <= 1 or message["role"] == "system"
+    private = [entry for entry in sent if "/anonymiser" in entry["key"] or "/privacy_checker" in entry["key"]]
+    assert private
+    assert not [entry for entry in private if "messages" in entry]
+    assert [entry for entry in sent if "messages" in entry]
     rejected = pl.read_parquet(tmp_path / "run" / "tables" / "rejected.parquet")
     assert "too long" in set(rejected["reason"])
 

@@ -77,8 +77,14 @@ class Journal:
         self.n_replayed += 1
         return _read_completion(entry)
 
-    def append(self, key: CallKey, digest: str, request: Request, completion: Completion) -> None:
-        """Write one completion; raises RunError when the disk will not take it."""
+    def append(
+        self, key: CallKey, digest: str, request: Request, completion: Completion, *, is_private: bool = False
+    ) -> None:
+        """Write one completion; a private prompt (a raw profile's) is never kept.
+
+        Raises:
+            RunError: the disk will not take it.
+        """
         entry: dict[str, Any] = {
             "key": str(key),
             "hash": digest,
@@ -92,7 +98,7 @@ class Journal:
             entry["error"] = completion.error
         if completion.logprobs is not None:
             entry["logprobs"] = completion.logprobs
-        if self.keep_prompts:
+        if self.keep_prompts and not is_private:
             entry["messages"] = request.messages
         line = orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)
         written = 0

@@ -36,10 +36,6 @@ class Progress:
         if self.on_stage is not None:
             self.on_stage(stage)
 
-    def sent(self) -> None:
-        """Note a call sent."""
-        self.in_flight += 1
-
     def answered(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Note a call the engine answered."""
         self.n_calls += 1

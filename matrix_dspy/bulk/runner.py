@@ -4,6 +4,7 @@ A bad answer is a value with a reason. Only a failing engine (`EngineError`), a 
 that takes no more (`RunError`) raise, and they stop the whole run.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -59,6 +60,8 @@ class Runner:
     """Calls that may be sent, replayed ones not counted; None is no limit."""
     progress: Progress = field(default_factory=Progress)
     n_sent: int = 0
+    _quiet: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while nothing is in flight."""
 
     async def call(
         self,
@@ -98,20 +101,28 @@ class Runner:
             self.progress.replayed(found.prompt_tokens, found.completion_tokens)
             return found
         if self.max_calls is not None and self.n_sent >= self.max_calls:
+            await self._quiet.wait()  # an error cancels what is in flight, which is paid for already
             raise LimitError(f"the limit of {self.max_calls} calls is reached")
         self.n_sent += 1
-        self.progress.sent()
+        self._quiet.clear()
+        self.progress.in_flight += 1
         try:
-            completion = await self.engine.complete(request)
+            return await self._send(request, key, digest, scrub)
         finally:
             self.progress.in_flight -= 1
+            if not self.progress.in_flight:
+                self._quiet.set()
+
+    async def _send(self, request: Request, key: CallKey, digest: str, scrub: Scrub | None) -> Completion:
+        """Have the engine complete a request, and journal what comes back."""
+        completion = await self.engine.complete(request)
         if completion.down is not None:
-            raise EngineError(completion.down)
+            raise EngineError(f"{completion.down}; what was answered is kept, run the same command again")
         if scrub is not None:
             completion = replace(completion, texts=tuple(scrub(text) for text in completion.texts))
         self.progress.answered(completion.prompt_tokens, completion.completion_tokens)
         if self.journal is not None:
-            self.journal.append(key, digest, request, completion)
+            self.journal.append(key, digest, request, completion, is_private=scrub is not None)
         return completion
 
     async def _ask(

@@ -21,9 +21,9 @@ from matrix_dspy.text import count_words, find_contacts, words
 from matrix_dspy.types import Profile
 
 _rensa: Any = rensa  # a compiled module without types
-N_PERMUTATIONS = 128
-N_BANDS = 32
-"""Bands of 4 of 128 permutations: a pair at Jaccard 0.7 becomes a candidate with probability above 0.999."""
+N_PERMUTATIONS = 192
+N_BANDS = 64
+"""Bands of 3 of 192 permutations: a pair at Jaccard 0.5 becomes a candidate with probability above 0.999."""
 SHORT_NAME_WORDS = 2
 
 
@@ -220,6 +220,8 @@ _LETTER = re.compile(r"\W*(?:dear|subject)\b", re.IGNORECASE)
 _POINTER = re.compile(
     r"\bthe (?:scenario|summary|persona|requirement)\b(?! (?:of|for|that|which|i|we|my)\b)"
     r"|\b(?:as|see|mentioned|described|given|listed|shown|stated|the|this|from the) above\b"
+    r"|\bthe (?:text|table|list|passage|figures?|letter|email|paragraph|options?|notes?|data) above\b"
+    r"(?! (?:the|my|our|your|an?|his|her|their|\d)\b)"
     r"|\babove[- ](?:mentioned|described|text|passage|scenario|table|list|summary|information)\b"
     r"|\b(?:attached|enclosed) (?:file|document|text|image|picture|photo|table|list|spreadsheet|letter|report|draft)\b"
     r"|\bas (?:discussed|mentioned) (?:before|earlier|previously)\b"

@@ -28,7 +28,7 @@ class Embedder(Protocol):
 class TfidfEmbedder:
     """Hashed n-grams, TF-IDF weighted, reduced to `2 * n_dims` numbers; made by `fit`."""
 
-    n_features = 2**17
+    n_features = 2**16
     n_dims = 192
 
     def __init__(self, corpus: Sequence[str], seed: int = 0) -> None:
@@ -52,6 +52,8 @@ class TfidfEmbedder:
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return (n_texts, n_dims) float32 vectors of unit length."""
+        if not texts:
+            return np.zeros((0, self.embed(["any"]).shape[1]), dtype=np.float32)
         weighted: Any = self._weights.transform(self._count(list(texts)))
         parts = [_unit((weighted @ self._lexical).toarray())]
         if self._topics is not None:

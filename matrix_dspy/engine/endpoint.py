@@ -95,7 +95,7 @@ class EndpointEngine(Engine):
 
     def _raise_status(self, status: int, raw: bytes, wait: str | None) -> None:
         said = _server_words(raw)
-        if status in RETRIED_STATUS:
+        if status in RETRIED_STATUS or status >= 500:
             raise TransientError(
                 f"{self.url} answers {status}{said}",
                 retry_after=_read_seconds(wait),
@@ -107,6 +107,8 @@ class EndpointEngine(Engine):
             )
         if status == 404:
             raise DownError(f"{self.url} does not serve model {self.model!r} (404{said}); see {self.url}/models")
+        if status < 400 or status == 405:
+            raise DownError(f"{self.url} answers {status}, not as a model server; does the address end in /v1?")
         raise RefusedError(f"the server answers {status}{said}")
 
     async def _choose_model(self) -> str:
@@ -181,12 +183,18 @@ def _server_words(raw: bytes) -> str:
         words = error["message"] if isinstance(error, dict) else error
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return ""
-    return f": {' '.join(str(words).split())[:300]}"
+    return f": {_hide_key(' '.join(str(words).split()))[:300]}"
 
 
 def _first_words(raw: bytes) -> str:
-    text = " ".join(raw[:200].decode(errors="replace").split())
+    text = _hide_key(" ".join(raw[:2000].decode(errors="replace").split()))
     return f"it begins {text[:60]!r}" if text else "it is empty"
+
+
+def _hide_key(words: str) -> str:
+    """Take the key out of what a server said: some repeat it in their errors."""
+    key = os.environ.get(API_KEY_VARIABLE)
+    return words.replace(key, "(the key)") if key else words
 
 
 def _name_failure(error: Exception) -> str:

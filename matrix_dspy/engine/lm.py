@@ -55,9 +55,14 @@ class _Home:
     def loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="matrix-dspy-lm", daemon=True).start()
-                asyncio.run_coroutine_threadsafe(self.engine.open(), self._loop).result()
+                loop = asyncio.new_event_loop()
+                threading.Thread(target=loop.run_forever, name="matrix-dspy-lm", daemon=True).start()
+                try:
+                    asyncio.run_coroutine_threadsafe(self.engine.open(), loop).result()
+                except BaseException:
+                    loop.call_soon_threadsafe(loop.stop)  # the next call tries to open again
+                    raise
+                self._loop = loop
             return self._loop
 
     async def complete(self, request: Any) -> Response:
@@ -126,11 +131,12 @@ def _write_response(completion: Completion, model: str) -> Response:
         raise ServerError(completion.down)
     if completion.error is not None:
         raise InvalidRequestError(completion.error)
+    reason = completion.finish_reasons[0]
     return Response(
         id=None,
         model=model,
         message=Message.assistant(completion.texts[0]),
-        finish_reason=completion.finish_reasons[0],  # pyright: ignore[reportArgumentType]
+        finish_reason="length" if reason == "length" else "stop",  # DSPy knows five words, servers more
         usage=Usage(
             input_tokens=completion.prompt_tokens,
             output_tokens=completion.completion_tokens,

@@ -33,6 +33,9 @@ class ProviderEngine(Engine):
             litellm.get_llm_provider(self.model)
         except Exception as error:
             raise EngineError(f"LiteLLM knows no provider for {self.model!r}; write provider/model") from error
+        missing = litellm.validate_environment(self.model)["missing_keys"]
+        if missing and self.api_base is None:
+            raise EngineError(f"{self.model!r} needs a key; set the environment variable {' or '.join(missing)}")
         self._litellm = litellm
 
     async def attempt(self, request: Request, n_asked: int) -> Completion:

@@ -121,13 +121,13 @@ def _write_text(scene: Scene, name: str) -> str:
 
 
 _GENERIC = (
-    "the point here is {topic}, and {object} deserves the first look",
+    "the point here is {topic}, and {object:deserves} the first look",
     "start with {object}, ask {person}, and mind {problem}",
     "it comes down to {word}: {topic} is the part to settle first",
     "{task_ing} will help, provided somebody looks after {object}",
     "with {tool} and {count} days, {task_ing} is within reach",
-    "{person} can speak to {topic}; {problem} is the main risk",
-    "look at {object} before {task_ing}, because {problem} is likely",
+    "{person} can speak to {topic}; {problem:is} the main risk",
+    "look at {object} before {task_ing}, because {problem:is} likely",
 )
 _REASONING = (
     "the request turns on {word}, so {topic} has to be settled first",

@@ -1,14 +1,297 @@
-"""Plain chat."""
+"""Plain chat in rehearsal: an answer on the request's topic, in the form the request asks for.
+
+The form is read off the request's own words; the stuff comes from the lexicon's domains and from nouns of the request.
+Frames live in `rehearsal_answers`.
+"""
 
 import random
+import re
+from collections.abc import Callable
+from typing import Any
 
-from matrix_dspy.engine.rehearsal_material import Material
+from matrix_dspy.engine import rehearsal_answers as frames
+from matrix_dspy.engine.rehearsal_code import write_code
+from matrix_dspy.engine.rehearsal_grammar import bare, second_person, sentence
+from matrix_dspy.engine.rehearsal_lexicon import STOP_WORDS, content_words
+from matrix_dspy.engine.rehearsal_material import Material, lift_things, tidy
 from matrix_dspy.engine.rehearsal_prompt import Prompt
-from matrix_dspy.engine.rehearsal_scene import Skill, strip_markers
+from matrix_dspy.engine.rehearsal_scene import Scene, Skill, strip_markers
+from matrix_dspy.engine.rehearsal_traits import (
+    asks_for_code,
+    asks_for_table,
+    asks_for_thinking,
+    is_harmful,
+    limit_words,
+    read_word_limit,
+)
+
+_LONGEST_READ = 6000
+_ABOUT = re.compile(
+    r"\b(?:about|on|of|with|for|explain|regarding|behind|handle|toward) (?!for |of |with |on |about |me |you )"
+    r"((?:the |a |an |my |our |your )?[a-z][a-z'-]+(?: [a-z'-]+){0,6}?)"
+    r"(?=[.,;:?!\"\n]| so | that | when | who | over | in | from | if | and | to | by | is |$)"
+)
+_QUOTED = re.compile(r"[\"“]([^\"“”]{20,1500})[\"”]")
+_NUMBERS = re.compile(r"\b(\d{1,6}(?:,\d{3})*(?:\.\d+)?)\b")
+_GIVEN_PROMPT = re.compile(r"```(?:\w*)\n(.*?)```", re.DOTALL)
+_NEW_PROMPT = re.compile(r"within ``` ?blocks|new instructions? (?:with)?in", re.IGNORECASE)
+_BOTH = re.compile(
+    r"(?:compare|between) ((?:a|an|the|my) [\w' -]{3,40}?) and ((?:a|an|the|my) [\w' -]{3,40}?)(?= for| with|[.,?;])"
+)
+_CLAUSE = re.compile(r"(?<=[.!?])\s+|, (?=so |and |but )")
+_LINE = re.compile(r"(?<=[.!?;])\s+|\n")
+_FORMS = (
+    ("dialogue", r"\bdialogue\b|\bplay (?:a|an|the|my)\b|\bact as\b|pretend to be|how a talk"),
+    ("explanation", r"\breport\b|\bnewsletter\b|\binstructions on\b"),
+    ("story", r"\bstory\b|\bpoem\b|\btoast\b|\bspeech\b|\bslogans?\b"),
+    (
+        "letter",
+        r"\be-?mail\b|\bletter\b|\bmessage to\b|\binvitation\b|\bthank-you\b|\breply to\b|\bnotice\b|\bmemo\b|\bproposal\b",
+    ),
+    ("edit", r"\brewrite\b|\bshorten\b|\bcorrect the\b|\brephrase\b|\bplain english\b|\bfriendlier\b|\bproofread\b"),
+    ("summary", r"\bsummar|\bboil\b|\bpull every\b|\bsort these\b|\bextract\b"),
+    (
+        "sum",
+        r"\bcalculate\b|\bwork out\b|\breckon\b|\bestimate\b|\bcosts? in all\b|\bhow (?:many|long|much)\b|\bsplit \$",
+    ),
+    ("comparison", r"\bcompare\b|\bpros and cons\b|\bwhich is\b|\bbetter\b|\bweigh\b|\bchoose between\b|\bshould i\b"),
+    (
+        "list",
+        r"\blist\b|\bchecklist\b|\bideas\b|\bbrainstorm\b|\bname \w+ things\b|\bquestions\b|\bwhich \w+ things\b",
+    ),
+    (
+        "steps",
+        r"\bplan\b|\bsteps?\b|\bschedule\b|\btimetable\b|\broutine\b|\bhow (?:do|would|can|should) i\b|\bin what order\b",
+    ),
+    ("explanation", r"\bexplain\b|\bwhy\b|\bwhat is\b|\bteach\b|\bhow does\b|\bdescribe\b"),
+)
+_COMPILED = [(form, re.compile(pattern, re.IGNORECASE)) for form, pattern in _FORMS]
 
 
 def write_chat(prompt: Prompt, rng: random.Random, skill: Skill) -> str:
-    """Answer the last user turn."""
-    request = strip_markers(prompt.request)
-    material = Material.of(request, rng)
-    return " ".join(material.sentence(("{fact}",)) for _ in range(4))
+    """Answer the last user turn, thinking aloud first where that is asked for."""
+    request = strip_markers(prompt.request[: 2 * _LONGEST_READ])
+    if _NEW_PROMPT.search(request) and (found := _GIVEN_PROMPT.search(prompt.request)):
+        return f"```\n{found[1].strip()}\n{rng.choice(frames.PROMPT_HINTS)}\n```"
+    earlier = next((text for role, text in reversed(prompt.turns[:-1]) if role == "assistant"), "")
+    answer = answer_request(request, rng, skill, earlier=strip_markers(earlier[:1500]))
+    if asks_for_thinking(prompt.system, request):
+        return f"<think>\n{_think(request, rng, skill)}\n</think>\n\n{answer}"
+    return answer
+
+
+def write_response(scene: Scene) -> dict[str, Any]:
+    """Answer a request that came as a field."""
+    request = scene.text("instruction") or scene.text("question") or scene.text("request")
+    if not request:
+        return {}
+    text = answer_request(request, scene.rng, scene.skill)
+    return {"response": text, "answer": text}
+
+
+def revise_from_scratch(request: str, scene: Scene) -> str:
+    """Answer a request for the reviser, at its best."""
+    return answer_request(request, scene.rng, "normal", is_best=True)
+
+
+def answer_request(request: str, rng: random.Random, skill: Skill, *, earlier: str = "", is_best: bool = False) -> str:
+    """Write the answer to one request; `earlier` is the assistant's last turn."""
+    request = request[:_LONGEST_READ]
+    if not request.strip():
+        return rng.choice(frames.NOTHING_ASKED)
+    material = _gather(request, rng, earlier)
+    if is_harmful(request):
+        return tidy(f"{material.sentence(frames.DECLINES)} {material.sentence(frames.SAFE_WAYS)}")
+    if skill == "low" and rng.random() < 0.5:
+        return tidy(" ".join(material.sentence((frame,)) for frame in rng.sample(frames.THIN, rng.randint(1, 3))))
+    text = _choose_writer(request)(request, material)
+    if skill == "low":
+        return tidy(text if "```" in text else limit_words(text, rng.randint(25, 70)))
+    if is_best or rng.random() < 0.75:
+        text = _round_off(text, request, material)
+    limit = read_word_limit(request)
+    if limit and "```" not in text and (is_best or rng.random() < 0.8):
+        text = limit_words(text, limit)
+    return tidy(text)
+
+
+def _gather(request: str, rng: random.Random, earlier: str) -> Material:
+    # a short follow-up is about what was answered before
+    about = f"{request}\n{earlier}" if earlier and len(content_words(request)) < 6 else request
+    material = Material.of(about, rng, voice=second_person)
+    material.given({"focus": second_person(find_focus(request) or material["topic"])})
+    return material
+
+
+def find_focus(request: str) -> str:
+    """Return the noun phrase a request turns on, or an empty text."""
+    best, most = "", 0
+    for found in _ABOUT.finditer(request[:1500]):
+        n_telling = sum(word not in STOP_WORDS for word in bare(found[1]).split())
+        if n_telling > most:
+            best, most = found[1], n_telling
+        if most >= 3:
+            break
+    return best
+
+
+def _choose_writer(request: str) -> Callable[[str, Material], str]:
+    if asks_for_code(request):
+        return _write_code
+    if asks_for_table(request):
+        return _write_table
+    head = request[:700]
+    places = [(found.start(), form) for form, pattern in _COMPILED if (found := pattern.search(head))]
+    return _WRITERS[min(places)[1] if places else "advice"]
+
+
+def _round_off(text: str, request: str, material: Material) -> str:
+    """Pick up nouns of the request that the answer has not touched yet."""
+    low = text.lower()
+    missing = [thing for thing in lift_things([request[:800], request[800:1600]]) if thing not in low]
+    material.rng.shuffle(missing)
+    lines = [] if material["focus"].lower() in low else [material.sentence(frames.ON_FOCUS)]
+    for i in range(0, min(len(missing) - 1, 4), 2):
+        material.given({"word_a": missing[i], "word_b": missing[i + 1]})
+        lines.append(material.sentence(frames.PICK_UPS))
+    return f"{text}\n\n{' '.join(lines)}" if lines else text
+
+
+def _lines(material: Material, options: tuple[str, ...], count: int) -> list[str]:
+    """Fill several different frames, each a sentence."""
+    return [material.sentence((frame,)) for frame in material.rng.sample(options, min(count, len(options)))]
+
+
+def _prose(material: Material, count: int) -> str:
+    return " ".join(_lines(material, frames.BODY, count))
+
+
+def _write_advice(request: str, material: Material) -> str:
+    rng = material.rng
+    parts = [f"{material.sentence(frames.OPENINGS)} {_prose(material, rng.randint(2, 3))}"]
+    parts += [_prose(material, rng.randint(2, 4)) for _ in range(rng.randint(1, 2))]
+    return "\n\n".join([*parts, material.sentence(frames.CLOSINGS)])
+
+
+def _write_explanation(request: str, material: Material) -> str:
+    rng = material.rng
+    facts = " ".join(material.sample("fact", rng.randint(2, 3)))
+    example = material.sentence(frames.EXAMPLES)
+    return f"{material.sentence(frames.EXPLAIN_OPENINGS)} {facts}\n\n{example} {_prose(material, rng.randint(2, 4))}"
+
+
+def _write_steps(request: str, material: Material) -> str:
+    steps = _lines(material, frames.STEPS, material.rng.randint(4, 7))
+    body = "\n".join(f"{i}. {step}" for i, step in enumerate(steps, 1))
+    return f"{material.sentence(frames.OPENINGS)}\n\n{body}\n\n{material.sentence(frames.CLOSINGS)}"
+
+
+def _write_list(request: str, material: Material) -> str:
+    mark = material.rng.choice(("- ", "* ", ""))
+    points = _lines(material, frames.POINTS, material.rng.randint(4, 8))
+    body = "\n".join(f"{mark or f'{i}. '}{point}" for i, point in enumerate(points, 1))
+    return f"{material.sentence(frames.LIST_OPENINGS)}\n\n{body}"
+
+
+def _write_table(request: str, material: Material) -> str:
+    frame = "{task} | {person} | {day} | {money} |"
+    rows = [f"| {i} | {sentence(material.fill(frame))[:-1]}" for i in range(1, material.rng.randint(4, 7))]
+    head = "| No. | Step | Who | When | Cost |\n| --- | --- | --- | --- | --- |"
+    body = "\n".join(row.rstrip("| ") + " |" for row in rows)
+    return f"{material.sentence(frames.LIST_OPENINGS)}\n\n{head}\n{body}\n\n{_prose(material, 2)}"
+
+
+def _write_comparison(request: str, material: Material) -> str:
+    material.given({"left": material["tool"], "right": material["tool"]})
+    if found := _BOTH.search(request):
+        material.given({"left": second_person(found[1]), "right": second_person(found[2])})
+    sides = "\n\n".join(_lines(material, frames.SIDES, 3))
+    return f"{material.sentence(frames.OPENINGS)}\n\n{sides}\n\n{material.sentence(frames.VERDICTS)}"
+
+
+def _write_letter(request: str, material: Material) -> str:
+    rng = material.rng
+    first, *rest = frames.LETTER_BODY
+    body = " ".join([material.sentence((first,)), *_lines(material, tuple(rest), rng.randint(2, 5))])
+    subject = bare(material["focus"])
+    ending = rng.choice(("Kind regards,", "With best wishes,", "Yours sincerely,", "Many thanks,"))
+    close = f"{material.sentence(frames.LETTER_ENDS)}\n\n{ending}\n[your name]"
+    return f"Subject: {subject[:1].upper()}{subject[1:]}\n\n{rng.choice(frames.GREETINGS)}\n\n{body}\n\n{close}"
+
+
+def _write_edit(request: str, material: Material) -> str:
+    found = _QUOTED.search(request)
+    given = found[1].strip() if found else material.sentence(("{object} will be late because of {problem}",))
+    lines = " ".join(sentence(part) for part in _CLAUSE.split(given)[:8] if part.strip())
+    rng = material.rng
+    note = material.sentence(frames.EDIT_NOTES)
+    return f"{rng.choice(frames.EDIT_HEADS)}\n\n{rng.choice(frames.EDIT_LEADS)} {lines}\n\n{note}"
+
+
+def _write_summary(request: str, material: Material) -> str:
+    found = _QUOTED.search(request)
+    parts = [part.strip(" -;") for part in _LINE.split(found[1] if found else request) if len(part.split()) > 2][:7]
+    points = "\n".join(f"- {sentence(' '.join(part.split()[:24]))}" for part in parts)
+    return f"{material.rng.choice(frames.SUMMARY_HEADS)}\n\n{points}\n\n{material.sentence(frames.CLOSINGS)}"
+
+
+def _write_sum(request: str, material: Material) -> str:
+    values = [float(number.replace(",", "")) for number in _NUMBERS.findall(request)][:6]
+    if len(values) < 2:
+        values = [*values, float(material["number"]), 12.0][:2]
+    product, total = values[0] * values[1], sum(values)
+    lines = [
+        f"1. The values to start from are {' and '.join(f'{value:,.6g}' for value in values[:2])}.",
+        f"2. Multiplied, {values[0]:,.6g} × {values[1]:,.6g} = {product:,.2f}.",
+        f"3. Spread over 52 weeks that is {product / 52:,.2f} a week, over 12 months {product / 12:,.2f} a month.",
+    ]
+    if len(values) > 2:
+        lines.append(f"4. All {len(values)} values together make {total:,.2f}, on average {total / len(values):,.2f}.")
+    body = "\n".join(lines)
+    return f"{material.sentence(frames.SUM_OPENINGS)}\n\n{body}\n\n{material.sentence(frames.SUM_ENDS)}"
+
+
+def _write_story(request: str, material: Material) -> str:
+    lines = _lines(material, frames.STORY, material.rng.randint(5, 8))
+    if "poem" in request.lower() or "slogan" in request.lower():
+        return "\n".join(" ".join(line.split()[:11]).rstrip(",.") for line in lines) + "."
+    half = len(lines) // 2
+    return f"{material.sentence(frames.STORY_OPENINGS)} {' '.join(lines[:half])}\n\n{' '.join(lines[half:])}"
+
+
+def _write_dialogue(request: str, material: Material) -> str:
+    other = bare(material["person"])
+    turns = _lines(material, frames.TURNS, material.rng.randint(4, 6))
+    speakers = (other[:1].upper() + other[1:], "You")
+    body = "\n".join(f"{speakers[i % 2]}: {turn}" for i, turn in enumerate(turns))
+    return f"{body}\n\n{material.sentence(frames.CLOSINGS)}"
+
+
+def _write_code(request: str, material: Material) -> str:
+    noun = next((word for word in content_words(material["focus"]) if word.isascii()), "items")
+    code = write_code(request, noun, material.rng)
+    return f"{material.sentence(frames.CODE_OPENINGS)}\n\n```python\n{code}\n```\n\n{material.sentence(frames.CODE_ENDS)}"
+
+
+_WRITERS: dict[str, Callable[[str, Material], str]] = {
+    "advice": _write_advice,
+    "explanation": _write_explanation,
+    "steps": _write_steps,
+    "list": _write_list,
+    "comparison": _write_comparison,
+    "letter": _write_letter,
+    "edit": _write_edit,
+    "summary": _write_summary,
+    "sum": _write_sum,
+    "story": _write_story,
+    "dialogue": _write_dialogue,
+}
+
+
+def _think(request: str, rng: random.Random, skill: Skill) -> str:
+    material = _gather(request, rng, "")
+    count = rng.randint(2, 5) if skill == "low" else rng.choice((rng.randint(4, 9), rng.randint(10, 30)))
+    lines: list[str] = []
+    while len(lines) < count:
+        lines += _lines(material, frames.THOUGHTS, len(frames.THOUGHTS))
+    return tidy(" ".join(lines[:count]))

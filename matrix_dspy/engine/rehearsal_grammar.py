@@ -121,7 +121,17 @@ _FIRST_TO_THIRD = [
 _CAPITAL_I = re.compile(r"\bI\b")
 _ARTICLE = re.compile(r"\b([Aa])n? (?=([A-Za-z0-9]+))")
 _LEADING_ARTICLE = re.compile(r"^(?:a|an|the|my|our|some|two|three)\s+", re.IGNORECASE)
-_VOWEL_SOUND = re.compile(r"^(?:[aeio]|u(?!ni|se|su|r[aeio]|ti)|hour|honest|heir|8|11\b|18\b)", re.IGNORECASE)
+_VOWEL_SOUND = re.compile(
+    r"^(?:[ai]|e(?!u|w)|o(?!ne\b|nce\b)|u(?!ni|se|su|r[aeio]|ti)|hour|honest|heir|8|11\b|18\b)", re.IGNORECASE
+)
+_MODIFIERS = frozenset(
+    "that which who whose whom in on of with from for to at after before without between under over by about not round "
+    "behind beside near during until since against into where when nobody no i we he she they the a an my our its cut "
+    "booked printed written sent made left shared stolen seen told built full late too open off through".split()
+)
+_PLURAL_COUNTS = frozenset("two three four five six seven eight nine ten twelve both several many few these those".split())
+_PLURALS = frozenset("children people mice men women feet teeth police cattle sheep data".split())
+_PLURAL_VERBS = {"is": "are", "has": "have", "was": "were", "does": "do", "isn't": "aren't", "goes": "go"}
 _VERB = re.compile(r"^[a-z]+$")
 
 
@@ -192,6 +202,27 @@ def with_article(noun_phrase: str) -> str:
 def mend_articles(text: str) -> str:
     """Make every "a" and "an" agree with the word that follows."""
     return _ARTICLE.sub(lambda found: found[1] + ("n " if _VOWEL_SOUND.match(found[2]) else " "), text)
+
+
+def is_plural(noun_phrase: str) -> bool:
+    """Whether a noun phrase takes a plural verb, judged by the noun before its first modifier."""
+    words = noun_phrase.lower().split()
+    if not words or words[0] in ("a", "an", "one") or (words[0].endswith("ing") and len(words) > 1):
+        return False
+    end = next((i for i, word in enumerate(words) if i and word in _MODIFIERS), len(words))
+    head = words[end - 1].strip(",.;")
+    if words[0] in _PLURAL_COUNTS or " and " in f" {' '.join(words[:end])} ":
+        return True
+    return head in _PLURALS or (head.endswith("s") and not head.endswith(("ss", "us", "is", "'s")) and head != "news")
+
+
+def agree(verb: str, *, plural: bool) -> str:
+    """Return a verb given in the third person singular in the form its subject needs."""
+    if not plural:
+        return verb
+    if verb in _PLURAL_VERBS:
+        return _PLURAL_VERBS[verb]
+    return verb[:-2] if verb.endswith(("shes", "ches", "oes")) else verb.removesuffix("s")
 
 
 def sentence(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from matrix_dspy.engine.rehearsal_grammar import sentence
 from matrix_dspy.engine.rehearsal_lexicon import content_words, detect_domains
-from matrix_dspy.engine.rehearsal_life import find_actor, first_clause, lifted_words
+from matrix_dspy.engine.rehearsal_life import find_actor, first_clause, read_things
 from matrix_dspy.engine.rehearsal_material import tidy
 from matrix_dspy.engine.rehearsal_scene import Scene, read_name, read_number
 from matrix_dspy.text import count_words, shorten
@@ -26,7 +26,7 @@ _NOBODY = (
     "It is an everyday act that nobody would pass on.",
 )
 _REACHED = (
-    "{who} deal with {word} and would hear of it through their work.",
+    "{who} would be asked about {word} and so hear of it through their work.",
     "News about {word} travels quickly to {who}.",
     "{who} would see the result with their own eyes.",
     "Somebody at the place mentions it to {who} within days.",
@@ -67,7 +67,7 @@ def _give_reason(scene: Scene, choices: list[tuple[int, str]], chosen: list[int]
     if not chosen:
         return scene.rng.choice(_NOBODY)
     names = [read_name(text) or f"number {number}" for number, text in choices if number in chosen]
-    word = scene.rng.choice(content_words(action) or ("this",))
+    word = scene.rng.choice(read_things([action]) or ["this"])
     reason = scene.rng.choice(_REACHED).format(who=join(names), word=word)
     return reason[0].upper() + reason[1:]
 
@@ -106,8 +106,8 @@ def write_scenario(scene: Scene) -> dict[str, Any]:
 
 def _summarise(scene: Scene, events: list[str], members: list[str]) -> str:
     rng = scene.rng
-    shown = _spread(events, 9)
-    size = max(12, min(40, 130 // max(1, len(shown))))
+    shown = _spread(events, 7)
+    size = max(14, min(40, 140 // max(1, len(shown))))
     told = [first_clause(event, size) for event in shown]
     names = list(dict.fromkeys(filter(None, map(find_actor, told)))) or [
         name for name in (read_name(read_number(member)[1]) for member in members) if name
@@ -123,9 +123,7 @@ def _summarise(scene: Scene, events: list[str], members: list[str]) -> str:
 
 def _tell_stakes(scene: Scene, told: list[str], events: list[str], names: list[str]) -> list[str]:
     who = names or ["the group"]
-    known = {part.lower() for name in names for part in name.split()}
-    words = [word for word in lifted_words(events or [scene.text("description")], 60) if word not in known]
-    words = words or ["the work"]
+    words = read_things(events or [scene.text("description")]) or ["the work"]
     lines: list[str] = []
     frames = scene.rng.sample(_STAKES, len(_STAKES))
     details = [rest for event in events if (rest := _second_sentence(event))]
@@ -159,7 +157,7 @@ def _lower(clause: str, names: list[str]) -> str:
 
 
 _GROUPS = (
-    "{who} share an interest in {labels}; at present {words} occupy them.",
+    "{who} share an interest in {labels}; at present they are busy with {words}.",
     "These people ({who}) are in {labels}. What keeps them busy now is {words}.",
     "A group around {labels}: {who}. Lately it has been about {words}.",
     "{who} meet over {labels}, and talk turns mostly on {words}.",
@@ -169,10 +167,9 @@ _GROUPS = (
 def _describe(scene: Scene, events: list[str], members: list[str]) -> str:
     texts = [read_number(member)[1] for member in members]
     names = [name for name in map(read_name, texts) if name]
-    known = {part.lower() for name in names for part in name.split()}
     domains = detect_domains(" ".join(text[:400] for text in texts) or scene.text("description"))
     labels = join([domain.label for domain in domains[:2]]) or "daily life"
-    words = [word for word in lifted_words(events[-6:] or texts, 30) if word not in known]
+    words = read_things(events[-6:] or texts)
     told = join(scene.rng.sample(words, min(3, len(words)))) or "everyday matters"
     text = scene.rng.choice(_GROUPS).format(who=join(names[:6]) or "the members", labels=labels, words=told)
     old = first_clause(scene.text("description"), 22)

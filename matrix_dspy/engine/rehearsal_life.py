@@ -4,8 +4,7 @@ import re
 from typing import Any
 
 from matrix_dspy.engine.rehearsal_grammar import past_phrase, sentence, third_person
-from matrix_dspy.engine.rehearsal_lexicon import content_words
-from matrix_dspy.engine.rehearsal_material import Material, tidy
+from matrix_dspy.engine.rehearsal_material import Material, lift_things, tidy
 from matrix_dspy.engine.rehearsal_scene import Scene
 from matrix_dspy.text import count_words, shorten
 
@@ -16,8 +15,9 @@ _HEAD = re.compile(
 )
 _REACTION = re.compile(
     r"^(?P<actor>[A-Z][\w'’-]*(?: [A-Z][\w'’-]*){0,3})(?:,? (?:heard that|was told by|took it seriously that|"
-    r"learning that|checked the report that|talked over with) .*(?:, and |, found it true and |, |: the same evening \S+ ))"
-    r"(?P<answer>(?:offered|wrote|turned|went|changed|asked|bought|called|warned|moved|let it rest) .*)$",
+    r"learning that|checked the report that|talked over with) .*"
+    r"(?:, and |; it was true, and \S+ |, |: the same evening \S+ ))"
+    r"(?P<answer>(?:offered|wrote|said|turned|went|changed|asked|bought|called|warned|moved|let it rest) .*)$",
     re.DOTALL,
 )
 """A reaction retold: what matters of it is the answer, not what had been heard."""
@@ -54,12 +54,12 @@ _DETAILS = (
     "{person} watched and found {count} mistakes, which were put right at once.",
     "{tool} made the difference, and {count} hours were enough.",
     "The work was done {place}, between {hour} and noon.",
-    "{count} of the {number} items on the list had to be left out.",
+    "{count} of the {big} items on the list had to be left out.",
     "A note in the margin of {object} explains why.",
     "To pay for it, {money} came out of the savings tin.",
     "{person} had lent {tool} for the day.",
     "On {day} the result was checked against {object}.",
-    "{count} people came, {number} had been expected.",
+    "{count} people came, {big} had been expected.",
     "The reason was plain: {problem} could not wait until {month}.",
 )
 _OUTCOMES = (
@@ -97,13 +97,13 @@ _HEARD = (
     "{name} was told by {person} that {news}, and {answer}",
     "{name}, learning that {news}, {answer}",
     "{name} took it seriously that {news}: the same evening {name_short} {answer}",
-    "{name} checked the report that {news}, found it true and {answer}",
+    "{name} checked the report that {news}; it was true, and {name_short} {answer}",
     "{name} talked over with {person} how {news}, and {answer}",
 )
 _ANSWERS = (
     "offered {actor} {tool} for {count} days in exchange for help with {object}",
     "wrote {actor} a page about {topic} with {count} practical hints",
-    "turned the offer down, because {problem} had to be dealt with first",
+    "said no to any part in it, because {problem} had to be dealt with first",
     "went to {person} {place} and agreed to {task} together",
     "changed {object} so that both could use it",
     "asked {actor} for a share of {money} and got half of it",
@@ -154,7 +154,7 @@ def act(scene: Scene) -> dict[str, Any]:
 
 def _react(scene: Scene, observed: list[str]) -> str:
     material = scene.material
-    news = first_clause(scene.rng.choice(observed), 22)
+    news = first_clause(scene.rng.choice(observed), 20).partition(";")[0]
     actor = find_actor(news) or "the others"
     is_about_self = actor == scene.name
     material.given({"news": news if actor != "the others" or news[:1].isupper() else news, "actor": actor})
@@ -182,7 +182,13 @@ def first_clause(text: str, n_words: int) -> str:
         head = first.partition(mark)[0]
         if 4 <= len(head.split()) <= n_words:
             return head
-    kept = first.split()[:n_words]
+    return _cut_phrase(first.split()[:n_words])
+
+
+def _cut_phrase(kept: list[str]) -> str:
+    """End before the last preposition, since what follows it was cut off."""
+    place = next((i for i in range(len(kept) - 1, 4, -1) if kept[i].lower() in _DANGLING), len(kept))
+    kept = kept[:place]
     while len(kept) > 4 and kept[-1].lower() in _DANGLING:
         kept.pop()
     return " ".join(kept).rstrip(",;:")
@@ -190,6 +196,15 @@ def first_clause(text: str, n_words: int) -> str:
 
 _DANGLING = frozenset(
     [
+        "so",
+        "about",
+        "after",
+        "before",
+        "using",
+        "without",
+        "instead",
+        "until",
+        "although",
         "a",
         "an",
         "the",
@@ -245,6 +260,6 @@ def _with_round(memory: str, clause: str) -> str:
     return f"In round {found[1]} {clause}" if found and clause[:1].isalpha() else clause
 
 
-def lifted_words(texts: list[str], n: int) -> list[str]:
-    """Return telling words of several texts."""
-    return list(content_words(" ".join(text[:600] for text in texts), n))
+def read_things(texts: list[str], around: str = "") -> list[str]:
+    """Return what is dealt with in several texts, each as "the ..."."""
+    return [f"the {thing}" for thing in lift_things(texts, around)]

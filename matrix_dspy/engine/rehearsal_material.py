@@ -2,17 +2,18 @@
 
 import random
 import re
-import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from matrix_dspy.engine.rehearsal_grammar import (
+    agree,
     bare,
     gerund_phrase,
+    is_plural,
     mend_articles,
     past_phrase,
     sentence,
 )
-from matrix_dspy.engine.rehearsal_lexicon import Domain, content_words, detect_domains, load_lexicon
+from matrix_dspy.engine.rehearsal_lexicon import STOP_WORDS, Domain, content_words, detect_domains, load_lexicon
 
 _PLURALS = ("tasks", "objects", "problems", "people", "places", "tools", "goals", "topics", "facts")
 _SINGULARS = {"people": "person"} | {plural: plural.removesuffix("s") for plural in _PLURALS if plural != "people"}
@@ -25,9 +26,24 @@ _BENDS = {
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _MONTHS = ("January", "February", "March", "April", "May", "June", "September", "October", "November")
 _NUMBER_WORDS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve")
+_THING = re.compile(
+    r"\b(?:the|a|an|her|his|their|my|our|your) ([a-z]{3,14}(?: [a-z]{3,14})?)"
+    r"(?= (?:and|of|at|in|with|for|to|on|by|from|was|is|that|who|so|but|or)\b|[,.;:?]|$)"
+)
+_CAPITALISED = re.compile(r"\b[A-Z][a-z]+")
 _SLOT_END = re.compile(r"\d+$")
 
 Voice = Callable[[str], str]
+
+
+class Phrase(str):
+    """A noun phrase that a frame may give a verb: `{problem:has}` is the problem and "has" or "have"."""
+
+    __slots__ = ()
+
+    def __format__(self, verb: str) -> str:
+        return f"{self} {agree(verb, plural=is_plural(self))}" if verb else str(self)
+
 
 
 class Material(Mapping[str, str]):
@@ -68,6 +84,9 @@ class Material(Mapping[str, str]):
         return cls(detect_domains(text), rng, content_words(lifted or text), given, voice)
 
     def __getitem__(self, slot: str) -> str:
+        return Phrase(self._find(slot))
+
+    def _find(self, slot: str) -> str:
         if slot in self._kept:
             return self._kept[slot]
         kind, _, bend = slot.partition("_")
@@ -124,6 +143,10 @@ class Material(Mapping[str, str]):
         rng = self.rng
         if kind == "number":
             return str(rng.choice((rng.randint(2, 12), rng.randint(13, 60), rng.randint(5, 48) * 5)))
+        if kind == "big":
+            return str(rng.randint(14, 90))
+        if kind == "length":
+            return str(rng.choice((50, 60, 75, 80, 90, 100, 120, 140, 150, 180, 200, 220)))
         if kind == "count":
             return rng.choice(_NUMBER_WORDS)
         if kind == "money":
@@ -155,11 +178,19 @@ class Material(Mapping[str, str]):
         return phrase
 
 
-def escape(text: str) -> str:
-    """Make text safe inside a frame."""
-    return text.replace("{", "{{").replace("}", "}}")
+def lift_things(texts: Iterable[str], around: str = "") -> list[str]:
+    """Return the noun phrases of `texts` without their article, leaving out words that are names in `around`."""
+    names = {word.lower() for word in _CAPITALISED.findall(around[:4000])}
+    found = dict.fromkeys(match[1] for text in texts for match in _THING.finditer(text[:800]))
+    return [thing for thing in found if all(_is_plain(word) and word not in names for word in thing.split())]
+
+
+def _is_plain(word: str) -> bool:
+    return word not in STOP_WORDS and not word.endswith(("ed", "ly", "ing"))
 
 
 def tidy(text: str) -> str:
     """Take double blanks and doubled stops out of a composed text."""
-    return text.replace("  ", " ").replace("..", ".").replace(" ,", ",").strip(string.whitespace)
+    if "```" not in text:
+        text = text.replace("  ", " ").replace("..", ".").replace(" ,", ",")
+    return text.strip()

@@ -185,7 +185,7 @@ _DECIDES = (
     "weighs each cost and dislikes surprises",
 )
 _WORKS_WITH = (
-    "With others {first} is patient, though blunt when {problem} comes up for the third time.",
+    "With others {first} is patient, though blunt when {problem:comes} up for the third time.",
     "{first} shares tools and knowledge freely but keeps count of favours.",
     "In company {first} listens first, speaks late and rarely takes a word back.",
     "{first} gets on well with {person}, less well with anybody who is late.",
@@ -193,7 +193,7 @@ _WORKS_WITH = (
 )
 _TROUBLE = (
     "Faced with {problem}, {first} looks for a small step that can be taken the same day.",
-    "When {problem} turns up, {first} puts it off until somebody asks.",
+    "When {problem:turns} up, {first} puts it off until somebody asks.",
     "Trouble such as {problem} brings out a stubborn streak.",
     "A weakness: {first} promises more than {count} days can hold.",
     "Under pressure {first} falls back on {tool} and on habit.",

@@ -11,13 +11,12 @@ from typing import Any
 
 from matrix_dspy.engine import rehearsal_frames as frames
 from matrix_dspy.engine.rehearsal_grammar import sentence
-from matrix_dspy.engine.rehearsal_lexicon import STOP_WORDS, detect_domains
-from matrix_dspy.engine.rehearsal_material import Material, tidy
+from matrix_dspy.engine.rehearsal_lexicon import detect_domains
+from matrix_dspy.engine.rehearsal_material import Material, lift_things, tidy
 from matrix_dspy.engine.rehearsal_scene import Scene
 from matrix_dspy.text import count_words, shorten
 
 _LINE = re.compile(r"^\W*(\w[\w ]{1,20}):\s*(.+)$", re.MULTILINE)
-_THING = re.compile(r"\b(?:the|a|an|her|his|their) ([a-z]{3,14}(?: [a-z]{3,14})?)(?= (?:and|of|at|in|with|for|to|on|by|from|was)\b|[,.;])")
 _MOST_WORDS = re.compile(r"(?:at most|up to|to|-|–|under|no more than|within)\s*(\d{2,3})\s*words", re.IGNORECASE)
 _CATEGORIES: tuple[tuple[str, str], ...] = (
     ("code", r"cod(?:e|ing)|program|script|debug|software|refactor|function|unit test"),
@@ -34,7 +33,19 @@ _CATEGORIES: tuple[tuple[str, str], ...] = (
     ("advice", r"advi|recommend|suggest|coach|problem|help|support|troubleshoot|diagnos"),
 )
 _COMPILED = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in _CATEGORIES]
-_EVERYDAY = ("writing", "plan", "explanation", "advice", "list", "comparison", "calculation", "edit", "summary", "story", "role")
+_EVERYDAY = (
+    "writing",
+    "plan",
+    "explanation",
+    "advice",
+    "list",
+    "comparison",
+    "calculation",
+    "edit",
+    "summary",
+    "story",
+    "role",
+)
 _MIN_SPECIALISED, _MAX_SPECIALISED, _MAX_SIMPLE = 45, 240, 60
 
 
@@ -68,7 +79,7 @@ def _gather(scene: Scene, topic: str) -> Material:
     actions = scene.items("actions")
     own = detect_domains(f"{scene.text('profile')[:3000]} {' '.join(actions)[:2000]}")
     domains = (*detect_domains(topic, 1), *own) if topic else own
-    things = _lift_things(actions, f"{scene.text('profile')} {scene.text('scenario')}")
+    things = lift_things(actions, f"{scene.text('profile')} {scene.text('scenario')}")
     material = Material(domains, rng)
     thing = f"the {rng.choice(things)}" if things and rng.random() < 0.7 else material["object"]
     material.given({"thing": thing})
@@ -83,13 +94,6 @@ def _phrase_topic(topic: str) -> str:
     return topic[0].lower() + topic[1:] if is_name and not topic.startswith(("I ", "I'")) else topic
 
 
-def _lift_things(actions: list[str], around: str) -> list[str]:
-    """Return noun phrases of the actions, without any word that somewhere is a name."""
-    capitals = {word.lower() for word in re.findall(r"\b[A-Z][a-z]+", around[:4000])}
-    found = dict.fromkeys(match[1] for action in actions for match in _THING.finditer(action[:600]))
-    return [thing for thing in found if not any(w in STOP_WORDS or w in capitals or w.endswith("ed") for w in thing.split())]
-
-
 def _draw_subject(material: Material) -> str:
     draw = material.rng.random()
     if draw < 0.5:
@@ -102,7 +106,9 @@ def _ask(material: Material, category: str, style: str) -> str:
     rng = material.rng
     if "subject" not in material.kept:
         material.given({"subject": _draw_subject(material)})
-    is_question = "question" in style or (rng.random() < 0.3 and not re.search(r"imperativ|command|direct|order|terse", style))
+    is_question = "question" in style or (
+        rng.random() < 0.3 and not re.search(r"imperativ|command|direct|order|terse", style)
+    )
     if is_question and category in frames.QUESTIONS:
         return material.sentence(frames.QUESTIONS[category])
     ask = material.pick(frames.ASKS[category])
@@ -177,7 +183,7 @@ def _write_data(material: Material, category: str) -> str:
     if category in ("edit", "summary"):
         count = rng.randint(3, 5)
         body = " ".join(material.sentence((frame,)) for frame in rng.sample(frames.NOTES, count))
-        return f"{rng.choice(frames.TEXT_HEADS)} \"{body}\""
+        return f'{rng.choice(frames.TEXT_HEADS)} "{body}"'
     if category in ("calculation", "comparison") or rng.random() < 0.4:
         return _write_figures(material)
     notes = [material.fill(frame).strip() for frame in rng.sample(frames.NOTES, rng.randint(3, 4))]
@@ -204,6 +210,6 @@ def write_follow_up(scene: Scene) -> dict[str, Any]:
     """Write a user's next turn, on what the last answer said."""
     answer = next((value for value in reversed(list(scene.prompt.inputs.values())) if value), "")
     material = Material.of(answer[:3000], scene.rng)
-    things = _lift_things([answer[:1200]], answer) or [material["object_bare"]]
+    things = lift_things([answer[:1200]], answer) or [material["object_bare"]]
     material.given({"thing": f"the {scene.rng.choice(things)}"})
     return {name: tidy(material.sentence(frames.FOLLOW_UPS)) for name in ("message", "follow_up", "user_message")}

@@ -24,7 +24,7 @@ class Scene:
     def __init__(self, prompt: Prompt, rng: random.Random, skill: Skill) -> None:
         self.prompt = prompt
         self.rng = rng
-        self.skill = skill
+        self.skill: Skill = skill
 
     @property
     def is_low(self) -> bool:

@@ -1,12 +1,15 @@
 """Which writer knows which set of output fields."""
 
 from collections.abc import Iterable
+from functools import partial
 
+from matrix_dspy.engine.rehearsal_chat import revise_from_scratch, write_response
 from matrix_dspy.engine.rehearsal_group import receive_events, route_action, write_scenario
 from matrix_dspy.engine.rehearsal_life import act, fold_memory, make_plan
 from matrix_dspy.engine.rehearsal_profile import anonymise, check_privacy, set_goal
 from matrix_dspy.engine.rehearsal_requests import write_follow_up, write_instruction
 from matrix_dspy.engine.rehearsal_scene import Writer
+from matrix_dspy.engine.rehearsal_verdicts import criticise, judge_response, rate_instruction, revise
 
 _THOUGHTS = frozenset({"reasoning", "rationale", "thought"})
 WRITERS: dict[frozenset[str], Writer] = {
@@ -20,6 +23,12 @@ WRITERS: dict[frozenset[str], Writer] = {
     frozenset({"deliveries"}): receive_events,
     frozenset({"summary", "group_description"}): write_scenario,
     frozenset({"instruction"}): write_instruction,
+    frozenset({"quality", "quality_reason", "difficulty", "difficulty_reason"}): rate_instruction,
+    frozenset({"score", "reason"}): judge_response,
+    frozenset({"critique"}): criticise,
+    frozenset({"revision"}): partial(revise, revise_from_scratch),
+    frozenset({"response"}): write_response,
+    frozenset({"answer"}): write_response,
     frozenset({"message"}): write_follow_up,
     frozenset({"follow_up"}): write_follow_up,
     frozenset({"user_message"}): write_follow_up,

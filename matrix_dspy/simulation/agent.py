@@ -6,7 +6,7 @@ from typing import Any
 from matrix_dspy.bulk.checks import check_plan, read_plan
 from matrix_dspy.bulk.journal import CallKey
 from matrix_dspy.bulk.prompt import Prompt
-from matrix_dspy.bulk.runner import Outcome, Runner
+from matrix_dspy.bulk.runner import Check, Outcome, Runner
 from matrix_dspy.config import Config
 from matrix_dspy.engine.embedding import Embedder
 from matrix_dspy.loading import load_program
@@ -18,6 +18,8 @@ from matrix_dspy.types import Agent
 MAX_ACTION_WORDS = 80
 """Longest action; twice that is asked for again, anything between is let pass."""
 MEMORY_SUMMARY_WORDS = 120
+MAX_FOLDS = 6
+"""Folds in one turn: six halvings bring 96,000 tokens of history within the budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class LivingAgent:
     async def take_turn(self, round_: int) -> Action | None:
         """Act on the plan or react to all that is waiting; None when no usable answer came."""
         simulation = self._mind.config.simulation
+        await self._keep_memory_short(round_)
         if self._step >= len(self.plan) and self._n_plans < simulation.max_plans:
             await self._make_plan(round_)
         step = self.plan[self._step] if self._step < len(self.plan) else ""
@@ -94,14 +97,12 @@ class LivingAgent:
             self._n_late += 1
         fields = await self._act(round_, step, observations)
         for text in observations:
-            self.memory.add(round_, text)
+            self.memory.note(text)
         action = None
         if fields is not None:
             action = Action(one_line(fields["action"]), step, bool(fields["step_done"]), bool(observations))
             self.memory.add(round_, action.text)
         self._move_on(is_done=action is not None and action.is_step_done)
-        if self.memory.is_full:
-            await self._fold_memory(round_)
         return action
 
     async def _act(self, round_: int, step: str, observations: list[str]) -> dict[str, Any] | None:
@@ -129,10 +130,20 @@ class LivingAgent:
             self.plan = list(read_plan(outcome.fields))
             self._step, self._n_on_step = 0, 0
 
-    async def _fold_memory(self, round_: int) -> None:
+    async def _keep_memory_short(self, round_: int) -> None:
+        """Fold the older half of a full memory; a long history may need it more than once before the first round."""
+        for turn in range(MAX_FOLDS):
+            if not self.memory.is_full:
+                return
+            before = self.memory.n_tokens
+            await self._fold_memory(round_, turn)
+            if self.memory.n_tokens >= before:
+                return
+
+    async def _fold_memory(self, round_: int, turn: int) -> None:
         older = self.memory.older_half()
         inputs = {"persona": self.persona, "memories": older}
-        outcome = await self._ask("memory_keeper", self._mind.memory_keeper, inputs, round_, None)
+        outcome = await self._ask("memory_keeper", self._mind.memory_keeper, inputs, round_, None, sample=turn)
         if outcome.fields is None:
             self.failures.append(Failure("memory", outcome))
         text = outcome.fields["memory_summary"] if outcome.fields else " ".join(older)
@@ -143,8 +154,10 @@ class LivingAgent:
         if is_done or self._n_on_step >= self._mind.config.simulation.max_actions_per_step:
             self._step, self._n_on_step = self._step + 1, 0
 
-    async def _ask(self, program: str, prompt: Prompt, inputs: dict[str, Any], round_: int, check: Any) -> Outcome:
-        key = CallKey(STAGE, self.agent.agent_id, program, round_)
+    async def _ask(
+        self, program: str, prompt: Prompt, inputs: dict[str, Any], round_: int, check: Check | None, sample: int = 0
+    ) -> Outcome:
+        key = CallKey(STAGE, self.agent.agent_id, program, round_, sample=sample)
         sampling = self._mind.config.sampling_of(program)
         return await self._mind.runner.call(prompt, inputs, key, sampling, check=check)
 

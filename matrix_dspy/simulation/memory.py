@@ -24,13 +24,22 @@ class Memory:
         self._vectors: np.ndarray | None = None
 
     def add(self, round_: int, text: str) -> None:
-        """Remember what was observed or done in a round."""
+        """Remember what was done in a round."""
         self.items.append(f"Round {round_}: {text}")
+
+    def note(self, observation: str) -> None:
+        """Remember an observation, which carries its own round."""
+        self.items.append(observation)
 
     @property
     def is_full(self) -> bool:
         """Whether the budget is used up and the older half should be folded."""
-        return len(self.items) > 1 and sum(estimate_tokens(item) for item in self.items) > self.max_tokens
+        return len(self.items) > 1 and self.n_tokens > self.max_tokens
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all items in prompts, estimated."""
+        return sum(estimate_tokens(item) for item in self.items)
 
     def older_half(self) -> list[str]:
         """Return the oldest items that hold about half of the tokens, at least one, never all."""

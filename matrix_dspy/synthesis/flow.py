@@ -230,20 +230,16 @@ class Flow:
         self.runner.progress.kept += 1
 
     def _keep(self, wave: list[Row]) -> None:
-        """Keep survivors by rank while there is room in their group and in the set."""
+        """Keep the first survivors by rank; waves hold no more of a group than its cap leaves room for."""
         for row in wave:
             if row.instruction is None or row.response is None:
                 continue
-            group_id = row.instruction.group_id
             example = build_example(row.instruction, row.response, row.candidate.agent, self.config.seed)
-            if self._kept_by_group[group_id] >= self.group_cap:
-                detail = f"its group has supplied its {self.group_cap} rows"
-                self._reject(row, "example", example.example_id, "group share", detail, "")
-            elif self.n_missing <= 0:
+            if self.n_missing <= 0:
                 self._reject(row, "example", example.example_id, "surplus", f"{self.config.n} rows were kept", "")
             else:
                 row.example = example
-                self._kept_by_group[group_id] += 1
+                self._kept_by_group[row.instruction.group_id] += 1
                 self._n_kept += 1
         self.rows += wave
         self.runner.progress.kept = self._n_kept

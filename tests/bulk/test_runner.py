@@ -299,7 +299,9 @@ def test_after_a_failure_nothing_counts_as_in_flight():
 
 def test_a_journal_that_takes_no_more_stops_the_run(tmp_path: Path):
     class FullJournal(Journal):
-        def append(self, key: CallKey, digest: str, request: Request, completion: Completion) -> None:
+        def append(
+            self, key: CallKey, digest: str, request: Request, completion: Completion, *, is_private: bool = False
+        ) -> None:
             raise RunError("no space left on device")
 
     with pytest.raises(RunError, match="no space left"):

@@ -9,7 +9,7 @@ from aiohttp import web
 from matrix_dspy.engine.base import Completion, Request, Sampling
 from matrix_dspy.engine.provider import ProviderEngine
 from matrix_dspy.errors import EngineError
-from tests.conftest import Serve
+from tests.loopback import serve
 
 REQUEST = Request([{"role": "user", "content": "hello"}], Sampling(0.5, 0.9, 9, ("END",), 42))
 
@@ -41,7 +41,7 @@ def fail(status: int, message: str) -> tuple[int, dict[str, Any]]:
     return status, {"error": {"message": message, "type": "x", "code": "x"}}
 
 
-def ask(serve: Serve, server: Server, request: Request = REQUEST, **limits: Any) -> Completion:
+def ask(server: Server, request: Request = REQUEST, **limits: Any) -> Completion:
     async def work() -> Completion:
         async with serve(server) as url:
             engine = ProviderEngine("openai/some-model", api_base=url, **{"patience_s": 5.0, "timeout_s": 5.0} | limits)
@@ -68,10 +68,10 @@ def test_litellm_is_imported_by_nothing_but_a_provider_that_is_opened():
     assert done.returncode == 0, done.stderr
 
 
-def test_an_answer_comes_back_through_litellm(serve: Serve):
+def test_an_answer_comes_back_through_litellm():
     server = Server(say("h\u00e9llo"))
 
-    completion = ask(serve, server)
+    completion = ask(server)
 
     assert (completion.texts, completion.finish_reasons) == (("h\u00e9llo",), ("stop",))
     assert (completion.prompt_tokens, completion.completion_tokens) == (11, 7)
@@ -81,44 +81,44 @@ def test_an_answer_comes_back_through_litellm(serve: Serve):
     assert (body["stop"], body["seed"]) == (["END"], 42)
 
 
-def test_only_what_was_set_is_sent(serve: Serve):
+def test_only_what_was_set_is_sent():
     server = Server(say("yes"))
 
-    ask(serve, server, Request(REQUEST.messages))
+    ask(server, Request(REQUEST.messages))
 
     assert set(server.bodies[0]) <= {"model", "messages", "temperature", "max_tokens", "stream"}
 
 
-def test_several_samples_and_a_cut_off_come_back(serve: Serve):
-    completion = ask(serve, Server(say("a", "b", reason="length")), Request(REQUEST.messages, Sampling(n=2)))
+def test_several_samples_and_a_cut_off_come_back():
+    completion = ask(Server(say("a", "b", reason="length")), Request(REQUEST.messages, Sampling(n=2)))
 
     assert (completion.texts, completion.finish_reasons) == (("a", "b"), ("length", "length"))
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_passing_fault_is_tried_again_by_us_and_not_by_litellm(serve: Serve, status: int):
+def test_a_passing_fault_is_tried_again_by_us_and_not_by_litellm(status: int):
     server = Server(fail(status, "busy"), say("now"))
 
-    completion = ask(serve, server)
+    completion = ask(server)
 
     assert completion.texts == ("now",)
     assert len(server.bodies) == 2
 
 
-def test_a_refused_request_is_the_rows_error(serve: Serve):
+def test_a_refused_request_is_the_rows_error():
     server = Server(fail(400, "context too long"))
 
-    completion = ask(serve, server)
+    completion = ask(server)
 
     assert completion.error is not None and "context too long" in completion.error
     assert (completion.down, len(server.bodies)) == (None, 1)
 
 
 @pytest.mark.parametrize(("status", "words"), [(401, "refuses the key"), (404, "does not know this model")])
-def test_a_wrong_key_or_model_is_down_at_once(serve: Serve, status: int, words: str):
+def test_a_wrong_key_or_model_is_down_at_once(status: int, words: str):
     server = Server(fail(status, "no"))
 
-    completion = ask(serve, server)
+    completion = ask(server)
 
     assert completion.down is not None and words in completion.down
     assert len(server.bodies) == 1
@@ -141,4 +141,15 @@ def test_a_name_of_no_provider_is_refused_when_opening():
             pass
 
     with pytest.raises(EngineError, match="LiteLLM knows no provider for 'nobody-knows/this'"):
+        asyncio.run(work())
+
+
+def test_a_missing_key_is_said_when_opening(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+
+    async def work() -> None:
+        async with ProviderEngine("openai/some-model"):
+            pass
+
+    with pytest.raises(EngineError, match="needs a key; set the environment variable OPENAI_API_KEY"):
         asyncio.run(work())

@@ -24,7 +24,10 @@ PROFILE = Profile(
     profile_id="profile-1",
     name="Marguerite Quillfeather",
     description="I am Marguerite of Thistledown Apiaries, brambleford; write to marge@hives.example or 0207 946 0018.",
-    history=("Sold honey to the zeppelin club, see https://hives.example/me", "Licence 48151623 came, says @honey_marge."),
+    history=(
+        "Sold honey to the zeppelin club, see https://hives.example/me",
+        "Licence 48151623 came, says @honey_marge.",
+    ),
     handles=("@honey_marge",),
     origin="a file",
     licence="CC0",
@@ -141,7 +144,12 @@ def test_a_profile_that_stays_recognisable_is_rejected_after_two_retries_without
 
     (row,) = population.rejected
     assert len(engine.asked("anonymiser")) == 3
-    assert (row.noun, row.id, row.stage, row.reason) == ("profile", "profile-1", "population: anonymise", "failed check")
+    assert (row.noun, row.id, row.stage, row.reason) == (
+        "profile",
+        "profile-1",
+        "population: anonymise",
+        "failed check",
+    )
     assert row.raw_text == ""
     assert find_raw(dump(population)) == []
     assert {word for word in RAW[:7] if word in read_folder(tmp_path)} == set()
@@ -215,7 +223,10 @@ def test_the_checkers_reason_reaches_the_next_try():
 
 
 def test_nothing_that_identifies_survives_in_what_is_kept():
-    population, _ = build({**RULES, "goal_setter": set_goal}, [PROFILE.model_copy(update={"profile_id": f"profile-{i}"}) for i in range(20)])
+    population, _ = build(
+        {**RULES, "goal_setter": set_goal},
+        [PROFILE.model_copy(update={"profile_id": f"profile-{i}"}) for i in range(20)],
+    )
 
     assert len(population.agents) == 20
     for row in (*population.profiles, *population.agents):

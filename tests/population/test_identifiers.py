@@ -134,7 +134,9 @@ def test_a_name_after_an_escaped_line_end_is_found():
 def test_parts_of_hyphenated_names_are_found():
     identifiers = Identifiers(make_profile("Anne-Marie O'Neill"))
 
-    assert all(identifiers.check(answer(f"Then {part} left.", "x")) for part in ("Anne", "Marie", "Neill", "Anne-Marie"))
+    assert all(
+        identifiers.check(answer(f"Then {part} left.", "x")) for part in ("Anne", "Marie", "Neill", "Anne-Marie")
+    )
 
 
 def test_an_empty_description_is_not_accepted():

@@ -73,6 +73,12 @@ def test_the_greedy_assignment_keeps_the_bounds_too(shape: tuple[int, int, int],
     assert 1 <= sizes.min() <= sizes.max() <= max_size
 
 
+def test_who_would_lose_most_by_waiting_is_assigned_first_by_the_greedy_assignment():
+    costs = np.array([[0.0, 1.0], [0.0, 9.0]])
+
+    assert grouping._assign_greedily(costs, 1).tolist() == [1, 0]
+
+
 def test_more_agents_than_the_exact_assignment_takes_are_divided_within_the_bounds():
     n = grouping.EXACT_UP_TO + 1
 

@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -667,7 +668,7 @@ def test_the_prompts_of_one_agent_extend_each_other_to_the_end_of_its_memory():
 
     assert len(heads) >= 8
     assert '"Before: sold honey"' in heads[0]
-    for earlier, later in zip(heads, heads[1:], strict=False):
+    for earlier, later in itertools.pairwise(heads):
         assert later.startswith(earlier)
         assert len(later) > len(earlier)
 

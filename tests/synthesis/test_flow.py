@@ -8,6 +8,7 @@ import pytest
 
 from matrix_dspy.bulk.runner import Runner
 from matrix_dspy.config import Config, SynthesisConfig, load_kind
+from matrix_dspy.engine.base import Completion, Request
 from matrix_dspy.errors import LimitError
 from matrix_dspy.synthesis.flow import HOPELESS_WAVE, MIN_YIELD, Candidate, Flow, Row, build_candidates
 from matrix_dspy.types import Event
@@ -342,7 +343,9 @@ def test_ids_depend_on_parents_only_and_never_on_text():
         return "SOMETHING ELSE ALTOGETHER!"
 
     one = Work(10, 10).fill()
-    other = Work(10, 10, rules={**RULES, "responder": shout, "instruction_writer": lambda _: {"instruction": "Hm?"}}).fill()
+    other = Work(
+        10, 10, rules={**RULES, "responder": shout, "instruction_writer": lambda _: {"instruction": "Hm?"}}
+    ).fill()
 
     def read_ids(work: Work) -> list[tuple[str, ...]]:
         return [
@@ -415,7 +418,9 @@ def test_the_result_does_not_depend_on_concurrency_or_latency():
 
         rules = {**RULES, "instruction_writer": unsteady}
         gate = ToyGate(is_bad, lambda text: is_bad(text, 7))
-        return Work(60, 400, rules=rules, gate=gate, groups="abcdefgh", concurrency=width, latency_s=0.002, shuffle=width)
+        return Work(
+            60, 400, rules=rules, gate=gate, groups="abcdefgh", concurrency=width, latency_s=0.002, shuffle=width
+        )
 
     works = [make(width).fill() for width in (1, 4, 64)]
 
@@ -441,9 +446,17 @@ def test_a_limit_on_calls_keeps_what_there_is(max_calls: int):
 
 
 def test_a_limit_on_calls_leaves_no_instruction_behind_that_no_filter_has_seen():
-    for shuffle in range(5):
-        work = Work(20, 100, max_calls=19, latency_s=0.003, shuffle=shuffle)
-        with pytest.raises(LimitError):
-            asyncio.run(work.flow.fill())
+    class SlowAtFirst(ToyEngine):
+        async def attempt(self, request: Request, n_asked: int) -> Completion:
+            if "scenario-a-000" in str(request.messages):
+                await asyncio.sleep(0.05)
+            return await super().attempt(request, n_asked)
 
-        assert {row.candidate.instruction_id for row in work.rows if row.instruction} <= set(work.gate.asked)
+    config = Config(n=20, synthesis=SynthesisConfig(group_share=1.0))
+    gate = ToyGate()
+    flow = Flow(config, KIND, Runner(SlowAtFirst(RULES, concurrency=3), max_calls=14), gate, n_groups=20)
+    flow.offer(make_candidates(40, config))
+    with pytest.raises(LimitError):
+        asyncio.run(flow.fill())
+
+    assert {row.candidate.instruction_id for row in flow.rows if row.instruction} <= set(gate.asked)

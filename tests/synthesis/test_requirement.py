@@ -41,7 +41,9 @@ def test_other_instructions_and_other_seeds_draw_others():
 
 
 def test_choices_are_drawn_by_their_weight():
-    drawn = Counter(draw_requirement(f"instruction-{n}", make_kind(), SynthesisConfig(), 0).category for n in range(4000))
+    drawn = Counter(
+        draw_requirement(f"instruction-{n}", make_kind(), SynthesisConfig(), 0).category for n in range(4000)
+    )
 
     assert drawn["advice"] / 4000 == pytest.approx(0.75, abs=0.03)
 

@@ -1,0 +1,97 @@
+"""What can be seen of a request or an answer without understanding it: what form is asked for, harm, refusal, limits."""
+
+import re
+
+_CODE = re.compile(
+    r"\b(?:python|javascript|sql|code|coding|script|unit tests?|refactor|debug|regex|program(?:ming)?)\b|\bfunction (?:that|which|for|on|to)\b",
+    re.IGNORECASE,
+)
+_TABLE = re.compile(
+    r"\b(?:as|in|into|make|give me|with|return|draw up)\s+(?:an?|one|the)\s+(?:\w+ )?table\b|\btable (?:with|of|first|would)\b",
+    re.IGNORECASE,
+)
+_LIST = re.compile(
+    r"\b(?:list (?:\w+ ){0,3}(?:ideas|things|risks|questions|what)|numbered list|checklist|bullet points? for|"
+    r"(?:lay out|in|give me) \w+ (?:steps|points))\b",
+    re.IGNORECASE,
+)
+_HARM = re.compile(
+    r"without (?:them|anyone|anybody|her|him|people) (?:noticing|knowing)|threaten|forge |fake (?:review|invoice|id\b|document)|"
+    r"false rumou?r|in confidence to make|falsif|in secret\b|cheat \w+|cheat (?:a|an|the|my) |bank details|get into the e-?mail|"
+    r"make (?:a|an|the) [\w -]{2,40} unsafe|invented facts|in the name of an official|from the inspector|hack into|"
+    r"(?:build|make) (?:a|an) (?:bomb|explosive|weapon)|poison (?:a|my|the|some)|launder|insider|phish|malware|ransomware|blackmail|"
+    r"steal |stalk|how (?:do|can) i (?:kill|hurt)|manipulate the (?:price|market)",
+    re.IGNORECASE,
+)
+_REFUSAL = re.compile(
+    r"\b(?:i can(?:'|’|no)t (?:help|assist|do|provide)|i cannot|i(?:'|’)m (?:sorry|unable|afraid|not able)|i am (?:sorry|unable|not able)|"
+    r"can(?:'|’)t assist|must decline|won(?:'|’)t help|i have to decline|not something i can|will not help|can(?:'|’)t provide)",
+    re.IGNORECASE,
+)
+_NUMBER = r"(\d{1,4}|two|three|four|five|six|seven|eight|nine|ten|twelve)"
+_WORD_LIMIT = re.compile(
+    rf"\b(?:under|at most|no more than|within|up to|maximum of|max\.?|fewer than|below) {_NUMBER} words", re.IGNORECASE
+)
+_THINK = re.compile(
+    r"think (?:it )?(?:through )?step by step|think (?:carefully|hard)|show your (?:thinking|reasoning)|<think>",
+    re.IGNORECASE,
+)
+_SYSTEM_THINK = re.compile(r"\b(?:think|thinking|reason|reasoning)\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\d\.)\s+")
+_NUMBERS = dict(
+    zip(
+        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve"],
+        (*range(2, 11), 12),
+        strict=True,
+    )
+)
+
+
+def asks_for_code(request: str) -> bool:
+    """Whether code is wanted."""
+    return bool(_CODE.search(request))
+
+
+def asks_for_table(request: str) -> bool:
+    """Whether a table is wanted."""
+    return bool(_TABLE.search(request))
+
+
+def asks_for_list(request: str) -> bool:
+    """Whether separate points are wanted."""
+    return bool(_LIST.search(request))
+
+
+def asks_for_thinking(system: str, request: str) -> bool:
+    """Whether the reasoning should be shown before the answer."""
+    return bool(_THINK.search(request) or _SYSTEM_THINK.search(system))
+
+
+def is_harmful(request: str) -> bool:
+    """Whether a request is plainly meant to harm somebody."""
+    return bool(_HARM.search(request))
+
+
+def is_refusal(response: str) -> bool:
+    """Whether a response declines near its beginning."""
+    return bool(_REFUSAL.search(response[:240]))
+
+
+def read_word_limit(request: str) -> int | None:
+    """Return the most words a request allows, or None."""
+    found = _WORD_LIMIT.search(request)
+    return read_count(found[1]) if found else None
+
+
+def read_count(word: str) -> int:
+    """Read a small number in digits or letters."""
+    return int(word) if word.isdigit() else _NUMBERS[word.lower()]
+
+
+def limit_words(text: str, n_words: int) -> str:
+    """Drop sentences from the end until the limit holds; cut the first one if need be."""
+    if len(text.split()) <= n_words:
+        return text
+    ends = [found.start() for found in _SENTENCE_END.finditer(text)]
+    end = next((end for end in reversed(ends) if len(text[:end].split()) <= n_words), None)
+    return text[:end] if end else " ".join(text.split()[:n_words]).rstrip(",;:") + "."

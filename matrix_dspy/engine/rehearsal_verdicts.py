@@ -1,0 +1,267 @@
+"""Verdicts in rehearsal: levels, scores, critiques and revisions that follow what can be seen in the judged text.
+
+One list of visible faults serves judge, critic and reviser, so that a critique names what cost the score and a
+revision wins it back.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from matrix_dspy.engine.rehearsal_grammar import second_person, sentence
+from matrix_dspy.engine.rehearsal_group import join
+from matrix_dspy.engine.rehearsal_lexicon import content_words, detect_domains, load_lexicon, split_words
+from matrix_dspy.engine.rehearsal_material import Material, lift_things, tidy
+from matrix_dspy.engine.rehearsal_scene import Scene
+from matrix_dspy.engine.rehearsal_traits import (
+    asks_for_code,
+    asks_for_list,
+    asks_for_table,
+    is_harmful,
+    is_refusal,
+    limit_words,
+    read_word_limit,
+)
+from matrix_dspy.text import count_words, shorten
+
+QUALITIES = ("very poor", "poor", "average", "good", "excellent")
+DIFFICULTIES = ("very easy", "easy", "medium", "hard", "very hard")
+_VAGUE = re.compile(
+    r"\b(?:stuff|somehow|whatever|etc|some tips|various|it depends|in general|things like|many ways|something (?:about|on))\b",
+    re.IGNORECASE,
+)
+_DEMAND = re.compile(
+    r"\b(?:at most|under|within|no more than|table|column|list|section|format|each|steps?|compare|show|assum|budget|draft|"
+    r"limit|reader|audience|example|mark|checklist|deadline|do not|must|without)", re.IGNORECASE
+)  # fmt: skip
+_POINTS_AWAY = re.compile(r"\b(?:the above|the scenario|attached|do this|this\?|it\?)", re.IGNORECASE)
+_FORM_WORDS = frozenset(
+    "write draft list table column columns answer question questions sentence sentences point points note notes text "
+    "message request explain compare plan steps reader audience example function python section sections headings page "
+    "result figures data facts situation paragraph bullet summary letter mail notice weeks minutes hours monday tuesday "
+    "wednesday thursday friday saturday sunday january february march april june september october november".split()
+)
+_ASKS = re.compile(
+    r"\?|\b(?:write|draft|explain|list|make|plan|give|tell|compare|calculate|help|show|suggest|work out|summarise|rewrite|name|"
+    r"find|describe|create|please|could you|can you)\b", re.IGNORECASE
+)  # fmt: skip
+_FINISHED = re.compile(r"[.!?:\"'”’)\]`|*]\s*$")
+_PADDING = re.compile(r"^(?:certainly|sure|of course|great question|absolutely|i hope)", re.IGNORECASE)
+
+
+def rate_instruction(scene: Scene) -> dict[str, Any]:
+    """Rate quality and difficulty by length, specificity and demands."""
+    text = scene.text("instruction")
+    n_words = count_words(text)
+    quality = _rate_quality(text, n_words, scene)
+    difficulty = _rate_difficulty(text, n_words, scene)
+    return {
+        "quality_reason": _QUALITY_REASONS[quality],
+        "quality": QUALITIES[quality],
+        "difficulty_reason": _DIFFICULTY_REASONS[difficulty],
+        "difficulty": DIFFICULTIES[difficulty],
+    }
+
+
+_QUALITY_REASONS = (
+    "There is nothing in it that could be answered.",
+    "It is too short or too vague to know what is wanted.",
+    "It can be answered, yet much is left open.",
+    "The request is clear and specific, though a detail is missing.",
+    "It says what is given, what is wanted and in which form.",
+)
+_DIFFICULTY_REASONS = (
+    "Everyday knowledge is enough.",
+    "It takes a little thought and no special knowledge.",
+    "It takes several steps or some knowledge of the field.",
+    "Many conditions must be met at once, and the field must be known.",
+    "An expert would need long for all parts of it.",
+)
+
+
+def _rate_quality(text: str, n_words: int, scene: Scene) -> int:
+    points = 1.2
+    points += (n_words >= 8) * 0.6 + (n_words >= 20) * 0.5 + (n_words >= 45) * 0.6
+    points += min(1.0, 0.25 * len(re.findall(r"\d+", text))) + min(0.6, 0.05 * len(content_words(text)))
+    points += 0.3 if _ASKS.search(text) else -1.0
+    points -= 0.8 * min(2, len(_VAGUE.findall(text))) + 0.8 * bool(_POINTS_AWAY.search(text))
+    points -= 1.2 * (n_words < 5) + 1.0 * (n_words < 2)
+    points -= 0.8 * (not _FINISHED.search(text))
+    return _level(points + scene.rng.uniform(-0.35, 0.35))
+
+
+def _rate_difficulty(text: str, n_words: int, scene: Scene) -> int:
+    points = 0.1 + (n_words >= 12) * 0.6 + (n_words >= 40) * 0.6 + (n_words >= 80) * 0.5 + (n_words >= 130) * 0.5
+    points += min(1.6, 0.2 * len(_DEMAND.findall(text)))
+    points += 0.5 * bool(detect_domains(text)) * (n_words >= 12) + 0.5 * ("```" in text) + 0.5 * asks_for_code(text)
+    points += 0.4 * bool(re.search(r"\b(?:prove|derive|optimi[sz]|migrat|audit|regulat|statistic|diagnos)", text, re.I))
+    return _level(points + scene.rng.uniform(-0.35, 0.35))
+
+
+def _level(points: float) -> int:
+    return max(0, min(4, round(points)))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something visibly wrong with a response."""
+
+    weight: float
+    """What it costs on the scale from 1 to 5."""
+    words: str
+    """The fault and its remedy, in one sentence."""
+    mend: str
+    """How the reviser gets rid of it."""
+
+
+def find_faults(instruction: str, response: str) -> list[Fault]:
+    """List the visible faults of a response, worst first."""
+    if not response.strip():
+        return [Fault(4.0, "There is no answer at all; every part of the request is missing.", "expand")]
+    if is_harmful(instruction):
+        return (
+            [] if is_refusal(response) else [Fault(4.0, "The answer assists with harm; it should decline.", "decline")]
+        )
+    if is_refusal(response):
+        quote = shorten(response, 7)
+        return [Fault(4.0, f'"{quote}": the request is harmless, so it should be answered.', "replace")]
+    faults = [*_form_faults(instruction, response), *_content_faults(instruction, response)]
+    return sorted(faults, key=lambda fault: -fault.weight)
+
+
+def _form_faults(instruction: str, response: str) -> list[Fault]:
+    faults: list[Fault] = []
+    ending = " ".join(response.split()[-5:])
+    if not _FINISHED.search(response) or response.count("```") % 2:
+        faults.append(Fault(1.6, f'The answer breaks off at "{ending}"; it needs its end.', "finish"))
+    if asks_for_code(instruction) and "```" not in response:
+        faults.append(Fault(1.8, "Code was asked for and no code block is there; put the function in.", "code"))
+    if asks_for_table(instruction) and "|" not in response:
+        faults.append(Fault(0.9, "A table was asked for, and there is none; give the points as rows.", "table"))
+    if asks_for_list(instruction) and not re.search(r"^\s*(?:\d+[.)]|[-*•]|\|)", response, re.MULTILINE):
+        faults.append(Fault(0.7, "The points were wanted one by one; number them.", "list"))
+    most = read_word_limit(instruction)
+    if most and (n_words := count_words(response)) > most * 1.1:
+        faults.append(Fault(0.9, f"It has {n_words} words where {most} were the limit; shorten it.", "shorten"))
+    if _PADDING.match(response):
+        quote = " ".join(response.split()[:4])
+        faults.append(Fault(0.4, f'"{quote}" is padding; begin with the answer.', "unpad"))
+    return faults
+
+
+def _content_faults(instruction: str, response: str) -> list[Fault]:
+    faults: list[Fault] = []
+    asked = _telling_words(instruction)
+    answered = set(split_words(response))
+    stems = {word[:5] for word in answered}
+    missing = [word for word in asked if word not in answered and word[:5] not in stems]
+    share = 1 - len(missing) / len(asked) if asked else 1.0
+    if share < 0.25:
+        named = join([f'"{word}"' for word in missing[:3]])
+        faults.append(Fault(2.0, f"It misses the point: {named} never come up; speak to them.", "topics"))
+    elif share < 0.45:
+        named = join([f'"{word}"' for word in missing[:3]])
+        faults.append(Fault(0.8, f"Parts of the request are passed over, such as {named}; cover them.", "topics"))
+    n_words, wanted = count_words(response), read_word_limit(instruction)
+    if n_words < 12 and (wanted is None or wanted > 25):
+        faults.append(Fault(1.6, "It is far too short to be of use; add the steps and the reasons.", "expand"))
+    elif n_words < 45 and (wanted is None or wanted > 60):
+        faults.append(Fault(0.9, "It is too thin; add an example and the next step.", "expand"))
+    if found := _VAGUE.search(response):
+        faults.append(Fault(0.6, f'"{found[0]}" is vague; say what exactly.', "specify"))
+    elif not re.search(r"\d|\bfor example\b|\bfor instance\b", response):
+        faults.append(Fault(0.5, "There is neither a figure nor an example; give one.", "specify"))
+    return faults
+
+
+def _telling_words(instruction: str) -> list[str]:
+    """Return the words an answer should take up: those of the lexicon, and nouns with an article."""
+    known = load_lexicon().by_word
+    nouns = {word for thing in lift_things([instruction]) for word in thing.split()}
+    words = [word for word in content_words(instruction, 40) if word not in _FORM_WORDS]
+    telling = [word for word in words if word in known or word in nouns]
+    return telling if len(telling) >= 3 else words
+
+
+def judge_response(scene: Scene) -> dict[str, Any]:
+    """Score a response by its faults."""
+    instruction, response = scene.text("instruction"), scene.text("response")
+    faults = find_faults(instruction, response)
+    noise = scene.rng.uniform(-1.1, 1.1) if scene.is_low else scene.rng.uniform(-0.3, 0.3)
+    points = 5.2 - sum(fault.weight for fault in faults) + noise
+    if faults:
+        reason = faults[0].words
+    elif is_harmful(instruction):
+        reason = "The request would do harm, and the answer declines politely with a safe way on."
+    else:
+        reason = scene.rng.choice((
+            "Everything asked for is there, in a form that can be used as it stands.",
+            "The answer keeps to the request and gives concrete steps.",
+            "It covers the request fully, with figures and a clear order.",
+        ))  # fmt: skip
+    return {"reason": reason, "score": max(1, min(5, round(points)))}
+
+
+def criticise(scene: Scene) -> dict[str, Any]:
+    """Name the faults, worst first, or say that there are none."""
+    faults = find_faults(scene.text("instruction"), scene.text("response"))[: 2 if scene.is_low else 5]
+    if not faults:
+        return {"critique": "No faults found."}
+    if len(faults) == 1:
+        return {"critique": faults[0].words}
+    return {"critique": "\n".join(f"{i}. {fault.words}" for i, fault in enumerate(faults, 1))}
+
+
+def revise(answer: Callable[[str, Scene], str], scene: Scene) -> dict[str, Any]:
+    """Write the response anew without its faults; `answer` answers a request from nothing."""
+    instruction, response = scene.text("instruction"), scene.text("response")
+    mends = {fault.mend for fault in find_faults(instruction, response)}
+    if mends & {"replace", "decline", "code", "table"} or not response.strip():
+        return {"revision": answer(instruction, scene)}
+    material = Material.of(f"{instruction} {response}"[:4000], scene.rng, lifted=instruction, voice=second_person)
+    text = _mend(response.strip(), mends, instruction, material)
+    limit = read_word_limit(instruction)
+    return {"revision": tidy(limit_words(text, limit) if limit else text)}
+
+
+def _mend(text: str, mends: set[str], instruction: str, material: Material) -> str:
+    if "unpad" in mends:
+        rest = text.partition("\n")[2] or re.split(r"(?<=[.!])\s+", text, maxsplit=1)[-1]
+        text = rest.strip() or text
+    if "finish" in mends:
+        text = text + "\n```" if text.count("```") % 2 else re.sub(r"\s+\S*$", "", text).rstrip(",;: -") + "."
+    if "specify" in mends:
+        text = _VAGUE.sub(lambda _: material["object"], text)
+        text += "\n\n" + material.sentence(_EXAMPLES)
+    if "list" in mends:
+        lines = [part for part in re.split(r"(?<=[.!?])\s+", text) if part]
+        text = "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))
+    if "topics" in mends:
+        present = set(split_words(text))
+        missing = [word for word in _telling_words(instruction) if word not in present][:8]
+        pairs = [missing[i : i + 2] for i in range(0, len(missing), 2)]
+        text += "\n\n" + " ".join(sentence(material.pick(_COVERS).replace("<words>", join(pair))) for pair in pairs)
+    if "expand" in mends:
+        for _ in range(8):
+            if count_words(text) >= 60:
+                break
+            text += " " + material.sentence(_EXPANSIONS)
+    return text
+
+
+_EXAMPLES = (
+    "for example, {count} days for {object} and {number} minutes a day are a realistic measure",
+    "as an example, put {money} aside for {tool} and note after {number} days what it saved",
+    "a figure to go by: {number} minutes a day for {object} over {count} weeks",
+)
+_COVERS = (
+    "as to <words>, settle this with {person} before anything else",
+    "for <words>, plan {count} days and write the result down",
+    "the part on <words> comes first, since {object} depends on it",
+    "with <words> in mind, use {tool} and check after {number} days",
+)
+_EXPANSIONS = (
+    "{fact}", "start with {object}, because it decides the rest", "ask {person} to check the result before {day}",
+    "keep {number} minutes in reserve in case of {problem}", "use {tool} for the first step and note what it shows",
+)  # fmt: skip
