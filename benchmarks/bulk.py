@@ -146,7 +146,7 @@ def measure(path: str, url: str, n_calls: int) -> float:
 
 def main() -> None:
     """Measure all paths in turn, several times, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--calls", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--child", choices=PATHS)

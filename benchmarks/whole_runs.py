@@ -42,7 +42,7 @@ def measure(arguments: list[str]) -> tuple[float, float]:
 
 def main() -> None:
     """Measure every command and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     print(f"{'command':36} {'seconds':>8} {'peak MB':>8}   medians of {options.repeats}")

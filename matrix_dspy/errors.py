@@ -20,6 +20,9 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 
+_NO_SPACE = "No space left on device"
+
+
 class MatrixError(Exception):
     """Anything the command line prints without a traceback."""
 
@@ -66,7 +69,9 @@ def boundary(kind: type[MatrixError], doing: str) -> Iterator[None]:
     except OSError as error:
         raise kind(f"could not {doing}: {describe_os_error(error)}") from error
     except Exception as error:
-        raise kind(f"could not {doing}: {error}") from error
+        # some libraries wrap what the operating system said
+        words = describe_os_error(OSError(errno.ENOSPC, _NO_SPACE)) if _NO_SPACE in str(error) else str(error)
+        raise kind(f"could not {doing}: {words}") from error
 
 
 def describe_os_error(error: OSError) -> str:

@@ -99,10 +99,19 @@ def test_the_lm_is_neither_stored_nor_taken_away_from_the_program(tmp_path: Path
     assert program.predict.lm is lm
 
 
-def test_an_lm_in_a_state_is_not_restored(tmp_path: Path):
+@pytest.mark.parametrize(
+    "lm",
+    [
+        {"model": "openai/x", "api_base": "http://attacker.example", "model_type": "chat"},
+        {"class": "os.system", "model": "id"},
+        {"nonsense": 1},
+        3,
+    ],
+)
+def test_an_lm_in_a_state_is_not_restored(tmp_path: Path, lm: Any):
     save_program(build_compiled(), tmp_path / "state.json")
     state = json.loads((tmp_path / "state.json").read_text("utf-8"))
-    state["predict"]["lm"] = {"model": "openai/x", "api_base": "http://attacker.example", "model_type": "chat"}
+    state["predict"]["lm"] = lm
     (tmp_path / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     program = load_program(tmp_path / "state.json")

@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import dspy
 import polars as pl
@@ -127,6 +127,8 @@ class _Job:
         self.signature = _read_signature(program)
         self.inputs = list(self.signature.input_fields)
         self.outputs = list(self.signature.output_fields)
+        fields = self.signature.input_fields.items()
+        self.nullable = {name for name, field in fields if type(None) in get_args(field.annotation)}
         self._check_columns()
 
     async def run(self, folder: Path) -> pl.DataFrame:
@@ -154,7 +156,11 @@ class _Job:
 
         async def work(position: int) -> None:
             inputs = {name: _strip(column[position]) for name, column in columns.items()}
-            outcomes[position] = await ask(position, inputs)
+            empty = next((name for name, value in inputs.items() if value is None and name not in self.nullable), None)
+            if empty is not None:
+                outcomes[position] = Outcome(None, "", "bad input", f"column {empty!r} is null")
+            else:
+                outcomes[position] = await ask(position, inputs)
 
         await for_each(len(self.frame), 2 * self.engine.concurrency, work)
         return [outcome for outcome in outcomes if outcome is not None]

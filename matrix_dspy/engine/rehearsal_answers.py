@@ -1,20 +1,20 @@
 """Frames of plain answers, addressed to the reader. Slots are those of `Material`; `focus` is what was asked about."""
 
 OPENINGS = (
-    "the first thing to settle about {focus:is} {object}",
+    "the first thing to settle about {focus} is {object}",
     "with {focus}, most of the trouble comes from {problem}",
     "you can get a long way with {focus} in {count} days",
     "start small: {focus:needs} {tool} and about {number} minutes a day",
     "here is how I would go about {focus}",
     "{focus:is} easier once {object:is} in order",
-    "what decides {focus:is} less the money than the order of the steps",
+    "what decides {focus} is less the money than the order of the steps",
     "before you spend anything on {focus}, look at {object}",
     "three things matter for {focus}: {object}, {person} and time",
     "I would treat {focus} as {count} small jobs rather than one big one",
-    "the quickest way into {focus:is} to watch {person} do it once",
+    "the quickest way into {focus} is to watch {person} do it once",
     "taking {focus} as the aim, work backwards from {day}",
     "{focus} can be done with what you have, if {problem:is} dealt with first",
-    "a good plan for {focus:leaves} room for {problem}",
+    "a good plan for {focus} leaves room for {problem}",
 )
 BODY = (
     "{fact}",
@@ -53,7 +53,10 @@ EXPLAIN_OPENINGS = (
     "think of {focus} as a question of cause and effect.",
 )
 EXAMPLES = (
-    "an example: somebody has to {task} and meets {problem}; with {tool} it takes {count} hours, without it {count} days.",
+    (
+        "an example: somebody has to {task} and meets {problem}; with {tool} it takes {count} hours, without "
+        "it {count} days."
+    ),
     "suppose {person} wants to {task}: the first look goes to {object}, the second to {tool}.",
     "in daily work this shows when you {task} and {problem:appears} {place}.",
     "take {object} as an example: {number} minutes of care now save {money} later.",
@@ -73,10 +76,14 @@ STEPS = (
     "Compare the result with your first note and correct one thing.",
 )
 LIST_OPENINGS = (
-    "here is what I would put down for {focus}:", "for {focus} these points matter:", "in order of usefulness, on {focus}:",
-    "this covers {focus} without spending much:", "on {focus}, in the order I would check them:",
-    "a short overview for {focus}:", "these should do for {focus}:",
-)  # fmt: skip
+    "here is what I would put down for {focus}:",
+    "for {focus} these points matter:",
+    "in order of usefulness, on {focus}:",
+    "this covers {focus} without spending much:",
+    "on {focus}, in the order I would check them:",
+    "a short overview for {focus}:",
+    "these should do for {focus}:",
+)
 POINTS = (
     "{tool}, which costs around {money}",
     "A talk with {person} about {topic}",
@@ -92,11 +99,14 @@ POINTS = (
     "A second pair of eyes, for instance {person}",
 )
 SIDES = (
-    "For {left} speaks that it is quick: {count} days are enough, and {person} can help. Against it speaks the price of about {money}.",
+    (
+        "For {left} speaks that it is quick: {count} days are enough, and {person} can help. Against it "
+        "speaks the price of about {money}."
+    ),
     "{right:asks} for more patience, perhaps {count} weeks, but it also works when {problem:turns} up.",
     "On cost, {left:comes} to roughly {money} a month and {right} to {money}; the difference pays for {tool}.",
     "For {focus}, {left:wins} where {object:is} concerned, and {right} where several people share the work.",
-    "The risk with {left:is} {problem}; with {right} it is rather that nobody feels responsible for {object}.",
+    "The risk with {left} is {problem}; with {right} it is rather that nobody feels responsible for {object}.",
     "{fact} That counts in favour of {right}.",
 )
 VERDICTS = (
@@ -119,16 +129,25 @@ LETTER_BODY = (
     "So far {number} people are affected, and all of them have been told.",
 )
 LETTER_ENDS = (
-    "Thank you for taking the time.", "I look forward to your answer.", "Please call me if anything is unclear.",
-    "I hope we find a date that suits us both.", "Your view on {focus} would help me a great deal.",
-)  # fmt: skip
+    "Thank you for taking the time.",
+    "I look forward to your answer.",
+    "Please call me if anything is unclear.",
+    "I hope we find a date that suits us both.",
+    "Your view on {focus} would help me a great deal.",
+)
 EDIT_HEADS = (
-    "Here is a clearer version:", "This says the same in a calmer tone:", "A revised text:", "You could put it this way:",
-)  # fmt: skip
+    "Here is a clearer version:",
+    "This says the same in a calmer tone:",
+    "A revised text:",
+    "You could put it this way:",
+)
 EDIT_LEADS = (
-    "I would like to let you know the following.", "A short word on how things stand.", "Here is where we are.",
-    "Thank you for your patience.", "May I add something on this.",
-)  # fmt: skip
+    "I would like to let you know the following.",
+    "A short word on how things stand.",
+    "Here is where we are.",
+    "Thank you for your patience.",
+    "May I add something on this.",
+)
 EDIT_NOTES = (
     "I kept the facts, split the long sentence and moved the request to the end.",
     "Only the tone has changed; dates and amounts are as you gave them.",
@@ -137,9 +156,11 @@ EDIT_NOTES = (
 )
 SUMMARY_HEADS = ("In short:", "The main points:", "What the text says:", "Boiled down:", "Sorted by importance:")
 SUM_OPENINGS = (
-    "let us work out {focus} from the figures you give.", "the figures for {focus} can be checked in a few lines:",
-    "step by step, for {focus}:", "here is the arithmetic behind {focus}:",
-)  # fmt: skip
+    "let us work out {focus} from the figures you give.",
+    "the figures for {focus} can be checked in a few lines:",
+    "step by step, for {focus}:",
+    "here is the arithmetic behind {focus}:",
+)
 SUM_ENDS = (
     "if a figure is only an estimate, allow {percent} to either side; {problem} alone can cost that much.",
     "the result stands or falls with the first value, so check {object} before you rely on it.",
@@ -147,9 +168,11 @@ SUM_ENDS = (
     "compare this with {object}; a difference of more than {percent} means that an item is missing.",
 )
 STORY_OPENINGS = (
-    "nobody {place} had planned for {problem}.", "it was {day}, and {object:was} still not ready.",
-    "{person} used to say that {focus:was} a matter of luck.", "the year everything turned on {focus}, it rained in {month}.",
-)  # fmt: skip
+    "nobody {place} had planned for {problem}.",
+    "it was {day}, and {object:was} still not ready.",
+    "{person} used to say that {focus:was} a matter of luck.",
+    "the year everything turned on {focus}, it rained in {month}.",
+)
 STORY = (
     "{person} came in at {hour} with {tool} under one arm",
     "on the table lay {object}, untouched",
@@ -173,10 +196,13 @@ TURNS = (
     "Agreed. Let us begin with {object}.",
 )
 CODE_OPENINGS = (
-    "this function does it with the standard library only:", "a small, tested version:", "here is a solution for {focus}:",
-    "the following code covers the usual case and the empty one:", "one way to write it, with assertions as tests:",
+    "this function does it with the standard library only:",
+    "a small, tested version:",
+    "here is a solution for {focus}:",
+    "the following code covers the usual case and the empty one:",
+    "one way to write it, with assertions as tests:",
     "this keeps the logic in one function, so that it can be tested:",
-)  # fmt: skip
+)
 CODE_ENDS = (
     "The assertions at the end run when you execute the file; add your own cases from {object}.",
     "Empty input gives an empty result, and wrong input fails loudly rather than silently.",
@@ -198,8 +224,10 @@ SAFE_WAYS = (
     "tell me what you want to achieve with {object}, and we can look for a way that harms nobody.",
 )
 ON_FOCUS = (
-    "all of this bears on {focus}.", "keep {focus} in view while you do it.", "for {focus}, the same order applies.",
-)  # fmt: skip
+    "all of this bears on {focus}.",
+    "keep {focus} in view while you do it.",
+    "for {focus}, the same order applies.",
+)
 PICK_UPS = (
     "As for the {word_a} and the {word_b}, settle them with {person} first.",
     "You also mention the {word_a} and the {word_b}; allow {number} minutes for them.",

@@ -26,11 +26,15 @@ from matrix_dspy.engine.rehearsal_traits import (
 )
 
 _LONGEST_READ = 6000
-_ABOUT = re.compile(
-    r"\b(?:about|on|of|with|for|explain|regarding|behind|handle|toward) (?!for |of |with |on |about |me |you )"
-    r"((?:the |a |an |my |our |your )?[a-z][a-z'-]+(?: [a-z'-]+){0,6}?)"
-    r"(?=[.,;:?!\"\n]| so | that | when | who | over | in | from | if | and | to | by | is |$)"
+_PHRASE = (
+    r" (?!for |of |with |on |about |me |you |a talk )((?:the |a |an |my |our |your )?[a-z][a-z'-]+(?: [a-z'-]+){0,6}?)"
+    r"(?=[.,;:?!\"\n]| (?:so|that|when|who|over|in|on|at|from|if|and|to|by|is|under|without) | [A-Z0-9$]|$)"
 )
+_ABOUT = (
+    re.compile(r"\b(?:about|on|regarding|behind|handle|explain|toward)" + _PHRASE),
+    re.compile(r"\b(?:of|with|for|around|is|are)" + _PHRASE),
+)
+"""Where a request says what it is about, surest first."""
 _QUOTED = re.compile(r"[\"“]([^\"“”]{20,1500})[\"”]")
 _NUMBERS = re.compile(r"\b(\d{1,6}(?:,\d{3})*(?:\.\d+)?)\b")
 _GIVEN_PROMPT = re.compile(r"```(?:\w*)\n(.*?)```", re.DOTALL)
@@ -46,13 +50,19 @@ _FORMS = (
     ("story", r"\bstory\b|\bpoem\b|\btoast\b|\bspeech\b|\bslogans?\b"),
     (
         "letter",
-        r"\be-?mail\b|\bletter\b|\bmessage to\b|\binvitation\b|\bthank-you\b|\breply to\b|\bnotice\b|\bmemo\b|\bproposal\b",
+        (
+            r"\be-?mail\b|\bletter\b|\bmessage to\b|\binvitation\b|\bthank-you\b|\breply to\b|\bnotice\b|\bmemo\b|"
+            r"\bproposal\b"
+        ),
     ),
     ("edit", r"\brewrite\b|\bshorten\b|\bcorrect the\b|\brephrase\b|\bplain english\b|\bfriendlier\b|\bproofread\b"),
     ("summary", r"\bsummar|\bboil\b|\bpull every\b|\bsort these\b|\bextract\b"),
     (
         "sum",
-        r"\bcalculate\b|\bwork out\b|\breckon\b|\bestimate\b|\bcosts? in all\b|\bhow (?:many|long|much)\b|\bsplit \$",
+        (
+            r"\bcalculate\b|\bwork out (?:what|from|how)\b|\breckon\b|\bestimate\b|\bcosts? in all\b|"
+            r"\bhow (?:many|long|much)\b|\bsplit \$"
+        ),
     ),
     ("comparison", r"\bcompare\b|\bpros and cons\b|\bwhich is\b|\bbetter\b|\bweigh\b|\bchoose between\b|\bshould i\b"),
     (
@@ -61,7 +71,10 @@ _FORMS = (
     ),
     (
         "steps",
-        r"\bplan\b|\bsteps?\b|\bschedule\b|\btimetable\b|\broutine\b|\bhow (?:do|would|can|should) i\b|\bin what order\b",
+        (
+            r"\bplan\b|\bsteps?\b|\bschedule\b|\btimetable\b|\broutine\b|\bhow (?:do|would|can|should) i\b|"
+            r"\bin what order\b"
+        ),
     ),
     ("explanation", r"\bexplain\b|\bwhy\b|\bwhat is\b|\bteach\b|\bhow does\b|\bdescribe\b"),
 )
@@ -125,13 +138,13 @@ def _gather(request: str, rng: random.Random, earlier: str) -> Material:
 
 def find_focus(request: str) -> str:
     """Return the noun phrase a request turns on, or an empty text."""
-    best, most = "", 0
-    for found in _ABOUT.finditer(request[:1500]):
-        n_telling = sum(word not in STOP_WORDS for word in bare(found[1]).split())
-        if n_telling > most:
-            best, most = found[1], n_telling
-        if most >= 3:
-            break
+    best = ""
+    for pattern in _ABOUT:
+        for found in pattern.finditer(request[:1500]):
+            n_telling = sum(word not in STOP_WORDS for word in bare(found[1]).split())
+            if n_telling >= 2:
+                return found[1]
+            best = best or (found[1] if n_telling else "")
     return best
 
 
@@ -162,6 +175,12 @@ def _lines(material: Material, options: tuple[str, ...], count: int) -> list[str
     return [material.sentence((frame,)) for frame in material.rng.sample(options, min(count, len(options)))]
 
 
+def _lines_in_order(material: Material, options: tuple[str, ...], count: int) -> list[str]:
+    """Fill several frames in the order in which they stand."""
+    places = sorted(material.rng.sample(range(len(options)), min(count, len(options))))
+    return [material.sentence((options[place],)) for place in places]
+
+
 def _prose(material: Material, count: int) -> str:
     return " ".join(_lines(material, frames.BODY, count))
 
@@ -181,7 +200,7 @@ def _write_explanation(request: str, material: Material) -> str:
 
 
 def _write_steps(request: str, material: Material) -> str:
-    steps = _lines(material, frames.STEPS, material.rng.randint(4, 7))
+    steps = _lines_in_order(material, frames.STEPS, material.rng.randint(4, 7))
     body = "\n".join(f"{i}. {step}" for i, step in enumerate(steps, 1))
     return f"{material.sentence(frames.OPENINGS)}\n\n{body}\n\n{material.sentence(frames.CLOSINGS)}"
 
@@ -252,7 +271,7 @@ def _write_sum(request: str, material: Material) -> str:
 
 
 def _write_story(request: str, material: Material) -> str:
-    lines = _lines(material, frames.STORY, material.rng.randint(5, 8))
+    lines = _lines_in_order(material, frames.STORY, material.rng.randint(5, 8))
     if "poem" in request.lower() or "slogan" in request.lower():
         return "\n".join(" ".join(line.split()[:11]).rstrip(",.") for line in lines) + "."
     half = len(lines) // 2
@@ -261,7 +280,7 @@ def _write_story(request: str, material: Material) -> str:
 
 def _write_dialogue(request: str, material: Material) -> str:
     other = bare(material["person"])
-    turns = _lines(material, frames.TURNS, material.rng.randint(4, 6))
+    turns = _lines_in_order(material, frames.TURNS, material.rng.randint(4, 6))
     speakers = (other[:1].upper() + other[1:], "You")
     body = "\n".join(f"{speakers[i % 2]}: {turn}" for i, turn in enumerate(turns))
     return f"{body}\n\n{material.sentence(frames.CLOSINGS)}"
@@ -270,7 +289,9 @@ def _write_dialogue(request: str, material: Material) -> str:
 def _write_code(request: str, material: Material) -> str:
     noun = next((word for word in content_words(material["focus"]) if word.isascii()), "items")
     code = write_code(request, noun, material.rng)
-    return f"{material.sentence(frames.CODE_OPENINGS)}\n\n```python\n{code}\n```\n\n{material.sentence(frames.CODE_ENDS)}"
+    return (
+        f"{material.sentence(frames.CODE_OPENINGS)}\n\n```python\n{code}\n```\n\n{material.sentence(frames.CODE_ENDS)}"
+    )
 
 
 _WRITERS: dict[str, Callable[[str, Material], str]] = {

@@ -60,8 +60,8 @@ log = {title}Log()
 log.add("{noun}", {x})
 log.remove("{noun}")
 assert log.counts["{noun}"] == {x} - 1'''),
-    (r"average|\bmean\b|reading|flag|outlier", '''def flag_{noun}(readings: list[float], window: int = {k}, share: float = 0.{x}) -> list[int]:
-    """Return the positions of readings that exceed the mean of the last `window` ones by `share`."""
+    (r"average|\bmean\b|reading|flag|outlier", '''def flag_{noun}(readings: list[float], window: int = {k}, share=0.{x}) -> list[int]:
+    """Return the places of readings that exceed the mean of the last ones by `share`."""
     flagged = []
     for place in range(window, len(readings)):
         mean = sum(readings[place - window : place]) / window
@@ -134,8 +134,10 @@ def write_code(request: str, noun: str, rng: random.Random) -> str:
     """Return Python source for `request`, about `noun`."""
     name = re.sub(r"[^a-z]+", "_", noun.lower()).strip("_") or "items"
     found = _ASK.search(request)
-    asked = request[max(0, found.start() - 40) : found.end() + 200] if found else request
-    template = next(template for pattern, template in _COMPILED if pattern.search(asked))
+    asked = request[found.start() : found.end() + 250] if found else request
+    # the words nearest to the ask decide; the last template fits anything
+    places = [(found.start(), i) for i, (pattern, _) in enumerate(_COMPILED[:-1]) if (found := pattern.search(asked))]
+    template = _COMPILED[min(places)[1] if places else -1][1]
     values = {
         "noun": name,
         "title": name.title().replace("_", ""),

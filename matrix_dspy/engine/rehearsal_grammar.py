@@ -1,6 +1,7 @@
 """Just enough English for the rehearsal engine: verb forms, articles, capitals, and changes of person."""
 
 import re
+from collections.abc import Callable
 
 _PAST = {
     "arise": "arose", "become": "became", "begin": "began", "bind": "bound", "breed": "bred", "bring": "brought",
@@ -19,90 +20,13 @@ _PAST = {
     "take": "took", "teach": "taught", "tell": "told", "think": "thought", "throw": "threw", "understand": "understood",
     "undo": "undid", "wake": "woke", "wear": "wore", "win": "won", "withdraw": "withdrew", "write": "wrote",
 }  # fmt: skip
-_DOUBLED = frozenset(
-    [
-        "plan",
-        "stop",
-        "trim",
-        "strip",
-        "scrub",
-        "mop",
-        "map",
-        "cap",
-        "clip",
-        "chat",
-        "chop",
-        "drop",
-        "drag",
-        "drum",
-        "grab",
-        "grip",
-        "hug",
-        "jog",
-        "knot",
-        "log",
-        "mob",
-        "nap",
-        "net",
-        "pin",
-        "plot",
-        "plug",
-        "prop",
-        "rob",
-        "rub",
-        "shop",
-        "ship",
-        "skip",
-        "slip",
-        "snap",
-        "stir",
-        "step",
-        "stun",
-        "tap",
-        "tip",
-        "trap",
-        "trip",
-        "wrap",
-        "whip",
-        "submit",
-        "commit",
-        "refer",
-        "transfer",
-        "regret",
-        "admit",
-        "prefer",
-        "pat",
-        "pit",
-        "rip",
-        "sip",
-        "tag",
-        "fit",
-        "knit",
-        "spot",
-        "swap",
-        "run",
-        "set",
-        "put",
-        "cut",
-        "get",
-        "sit",
-        "split",
-        "win",
-        "dig",
-        "begin",
-        "swim",
-        "shred",
-        "quit",
-        "quiz",
-        "blot",
-        "dab",
-        "fan",
-        "flag",
-        "jot",
-        "bag",
-        "beg",
-    ]
-)
+_DOUBLING = """
+    plan stop trim strip scrub mop map cap clip chat chop drop drag drum grab grip hug jog knot log mob nap net pin plot
+    plug prop rob rub shop ship skip slip snap stir step stun tap tip trap trip wrap whip submit commit refer transfer
+    regret admit prefer pat pit rip sip tag fit knit spot swap run set put cut get sit split win dig begin swim shred
+    quit quiz blot dab fan flag jot bag beg
+"""
+_DOUBLED = frozenset(_DOUBLING.split())
 _SAME_ING = {"lie": "lying", "die": "dying", "tie": "tying"}
 _FIRST_TO_THIRD = [
     (re.compile(pattern, re.IGNORECASE), put)
@@ -124,13 +48,20 @@ _LEADING_ARTICLE = re.compile(r"^(?:a|an|the|my|our|some|two|three)\s+", re.IGNO
 _VOWEL_SOUND = re.compile(
     r"^(?:[ai]|e(?!u|w)|o(?!ne\b|nce\b)|u(?!ni|se|su|r[aeio]|ti)|hour|honest|heir|8|11\b|18\b)", re.IGNORECASE
 )
-_MODIFIERS = frozenset(
-    "that which who whose whom in on of with from for to at after before without between under over by about not round "
-    "behind beside near during until since against into where when nobody no i we he she they the a an my our its cut "
-    "booked printed written sent made left shared stolen seen told built full late too open off through".split()
-)
-_PLURAL_COUNTS = frozenset("two three four five six seven eight nine ten twelve both several many few these those".split())
-_PLURALS = frozenset("children people mice men women feet teeth police cattle sheep data".split())
+_MODIFYING = """
+    that which who whose whom in on of with from for to at after before without between under over by about not round
+    behind beside near during until since against into where when nobody no i we he she they the a an my our its cut
+    booked printed written sent made left shared stolen seen told built full late too open off through
+"""
+_MODIFIERS = frozenset(_MODIFYING.split())
+_COUNTS = """
+    two three four five six seven eight nine ten twelve both several many few these those
+"""
+_PLURAL_COUNTS = frozenset(_COUNTS.split())
+_PLURAL_NOUNS = """
+    children people mice men women feet teeth police cattle sheep data
+"""
+_PLURALS = frozenset(_PLURAL_NOUNS.split())
 _PLURAL_VERBS = {"is": "are", "has": "have", "was": "were", "does": "do", "isn't": "aren't", "goes": "go"}
 _VERB = re.compile(r"^[a-z]+$")
 
@@ -157,20 +88,19 @@ def gerund(verb: str) -> str:
 
 def past_phrase(phrase: str) -> str:
     """Put the first verb of a phrase like "mend the roof" into the past."""
-    return _bend(phrase, past, "did not ", "")
+    return _bend(phrase, past)
 
 
 def gerund_phrase(phrase: str) -> str:
     """Put the first verb of a phrase like "mend the roof" into its -ing form."""
-    return _bend(phrase, gerund, "not ", "never ")
+    return _bend(phrase, gerund)
 
 
-def _bend(phrase: str, form, without: str, never: str) -> str:
+def _bend(phrase: str, form: Callable[[str], str]) -> str:
     first, _, rest = phrase.partition(" ")
     if first.lower() in ("never", "not"):
         verb, _, rest = rest.partition(" ")
-        lead = never or "never "
-        return f"{lead}{form(verb.lower())} {rest}".strip()
+        return f"never {form(verb.lower())} {rest}".strip()
     return f"{form(first.lower())} {rest}".strip() if _VERB.match(first.lower()) else phrase
 
 

@@ -17,7 +17,8 @@ _REACTION = re.compile(
     r"^(?P<actor>[A-Z][\w'’-]*(?: [A-Z][\w'’-]*){0,3})(?:,? (?:heard that|was told by|took it seriously that|"
     r"learning that|checked the report that|talked over with) .*"
     r"(?:, and |; it was true, and \S+ |, |: the same evening \S+ ))"
-    r"(?P<answer>(?:offered|wrote|said|turned|went|changed|asked|bought|called|warned|moved|let it rest) .*)$",
+    r"(?P<answer>(?:offered|wrote|said|turned|went|changed|asked|bought|called|warned|moved|"
+    r"let it rest) .*|\w+ .* before [A-Z].* had to ask)$",
     re.DOTALL,
 )
 """A reaction retold: what matters of it is the answer, not what had been heard."""
@@ -157,7 +158,7 @@ def _react(scene: Scene, observed: list[str]) -> str:
     news = first_clause(scene.rng.choice(observed), 20).partition(";")[0]
     actor = find_actor(news) or "the others"
     is_about_self = actor == scene.name
-    material.given({"news": news if actor != "the others" or news[:1].isupper() else news, "actor": actor})
+    material.given({"news": news, "actor": actor})
     if is_about_self:
         return material.sentence(_CORES)
     material.given({"answer": material.pick(_ANSWERS)})
@@ -194,43 +195,11 @@ def _cut_phrase(kept: list[str]) -> str:
     return " ".join(kept).rstrip(",;:")
 
 
-_DANGLING = frozenset(
-    [
-        "so",
-        "about",
-        "after",
-        "before",
-        "using",
-        "without",
-        "instead",
-        "until",
-        "although",
-        "a",
-        "an",
-        "the",
-        "and",
-        "or",
-        "of",
-        "to",
-        "for",
-        "with",
-        "by",
-        "in",
-        "on",
-        "at",
-        "from",
-        "that",
-        "which",
-        "who",
-        "because",
-        "but",
-        "as",
-        "is",
-        "was",
-        "my",
-        "their",
-    ]
-)
+_DANGLERS = """
+    so about after before using without instead until although a an the and or of to for with by in on at from that
+    which who because but as is was my their
+"""
+_DANGLING = frozenset(_DANGLERS.split())
 
 
 def find_actor(event: str) -> str:

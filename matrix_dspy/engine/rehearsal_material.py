@@ -1,4 +1,4 @@
-"""The stuff sentences are filled with: phrases of the domains a text is about, and words lifted from the text itself."""
+"""What frames are filled with: phrases of the domains a text is about, and words lifted from the text itself."""
 
 import random
 import re
@@ -43,7 +43,6 @@ class Phrase(str):
 
     def __format__(self, verb: str) -> str:
         return f"{self} {agree(verb, plural=is_plural(self))}" if verb else str(self)
-
 
 
 class Material(Mapping[str, str]):

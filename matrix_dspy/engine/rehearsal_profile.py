@@ -19,7 +19,8 @@ _HANDLE = re.compile(r"(?<![\w@])(?:@|u/|/u/)[A-Za-z0-9_][\w.-]*")
 _PHONE = re.compile(r"(?<![\w])\+?\(?\d{1,4}\)?(?:[ ./-]?\(?\d{2,4}\)?){2,5}(?!\w)")
 _LONG_NUMBER = re.compile(r"\d{6,}")
 _ADDRESS = re.compile(
-    r"\b\d{1,5}[a-z]? (?:[A-Z][\w'’]+ ){1,3}(?:Street|St|Road|Rd|Avenue|Ave|Lane|Drive|Boulevard|Blvd|Court|Way|Square)\b\.?"
+    r"\b\d{1,5}[a-z]? (?:[A-Z][\w'’]+ ){1,3}(?:Street|St|Road|Rd|Avenue|Ave|Lane|Drive|Boulevard|Blvd|"
+    r"Court|Way|Square)\b\.?"
 )
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
 _DATE = re.compile(
@@ -39,7 +40,8 @@ _WORKS = [
 ]
 _TITLED = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Miss|Prof|Sir)\.? [A-Z][\w'’-]+(?: [A-Z][\w'’-]+)?")
 _KIN = re.compile(
-    r"\b((?:my|his|her|their|our) (?:\w+ )?(?:sister|brother|wife|husband|partner|son|daughter|mother|father|mum|mom|dad|"
+    r"\b((?:my|his|her|their|our) (?:\w+ )?(?:sister|brother|wife|husband|partner|son|daughter|mother|"
+    r"father|mum|mom|dad|"
     r"friend|boss|colleague|neighbour|neighbor|cousin|aunt|uncle|girlfriend|boyfriend|teacher|coach)),? [A-Z][\w'’-]+"
 )
 _CAPITALISED = re.compile(r"\b[A-Z][\w’-]+(?: [A-Z][\w’-]+)?")
@@ -75,14 +77,25 @@ def _build_hider(name: str, pseudonym: str) -> Callable[[str], str]:
 
 
 def _hide_contacts(text: str) -> str:
-    for pattern, put in ((_EMAIL, "by mail"), (_URL, "a web page"), (_HANDLE, "a friend online"), (_ADDRESS, "a street nearby"),
-                         (_DATE, "some time ago"), (_PHONE, _round_number), (_LONG_NUMBER, "many")):  # fmt: skip
+    for pattern, put in _CONTACTS:
         text = pattern.sub(put, text)
     return text
 
 
 def _round_number(found: re.Match[str]) -> str:
     return found[0] if sum(char.isdigit() for char in found[0]) < 6 else "a number on file"
+
+
+_CONTACTS = (
+    (_EMAIL, "by mail"),
+    (_URL, "a web page"),
+    (_HANDLE, "a friend online"),
+    (_ADDRESS, "a street nearby"),
+    (_DATE, "some time ago"),
+    (_PHONE, _round_number),
+    (_LONG_NUMBER, "many"),
+)
+"""What points to one person, and what stands in its place."""
 
 
 def _swap(word: str, put: dict[str, str]) -> str:
@@ -154,7 +167,7 @@ def check_privacy(scene: Scene) -> dict[str, Any]:
 
 
 def _find_detail(scene: Scene, kept: str) -> str | None:
-    present = {word for word in _PART.findall(kept)}
+    present = set(_PART.findall(kept))
     lower = {word.lower() for word in present}
     for part in _PART.findall(scene.text("name")):
         if part in present or (part.lower() in lower and part.lower() not in STOP_WORDS and len(part) > 2):
@@ -214,7 +227,8 @@ def set_goal(scene: Scene) -> dict[str, Any]:
     first = name.split()[0] if name.split() else "This person"
     given = {"name": name, "first": first}
     material.given(given)
-    interests = [word for word in content_words(scene.text("description"), 12) if word not in name.lower()]
+    known = {word for domain in material.domains for word in domain.keywords}
+    interests = [word for word in content_words(scene.text("description"), 40) if word in known]
     parts = [sentence(f"{first} {material.pick(_DECIDES)}"), material.sentence(_WORKS_WITH)]
     if not scene.is_low:
         parts.append(material.sentence(_TROUBLE))

@@ -78,7 +78,7 @@ def _gather(scene: Scene, topic: str) -> Material:
     rng = scene.rng
     actions = scene.items("actions")
     own = detect_domains(f"{scene.text('profile')[:3000]} {' '.join(actions)[:2000]}")
-    domains = (*detect_domains(topic, 1), *own) if topic else own
+    domains = (*detect_domains(topic, 2), *own) if topic else own
     things = lift_things(actions, f"{scene.text('profile')} {scene.text('scenario')}")
     material = Material(domains, rng)
     thing = f"the {rng.choice(things)}" if things and rng.random() < 0.7 else material["object"]

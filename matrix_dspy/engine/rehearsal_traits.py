@@ -1,13 +1,19 @@
-"""What can be seen of a request or an answer without understanding it: what form is asked for, harm, refusal, limits."""
+"""What shows of a request or an answer without understanding it: the form asked for, harm, refusal, limits."""
 
 import re
 
 _CODE = re.compile(
-    r"\b(?:python|javascript|sql|code|coding|script|unit tests?|refactor|debug|regex|program(?:ming)?)\b|\bfunction (?:that|which|for|on|to)\b",
+    (
+        r"\b(?:python|javascript|sql|code|coding|script|unit tests?|refactor|debug|regex|program(?:ming)?)\b|"
+        r"\bfunction (?:that|which|for|on|to)\b"
+    ),
     re.IGNORECASE,
 )
 _TABLE = re.compile(
-    r"\b(?:as|in|into|make|give me|with|return|draw up)\s+(?:an?|one|the)\s+(?:\w+ )?table\b|\btable (?:with|of|first|would)\b",
+    (
+        r"\b(?:as|in|into|make|give me|with|return|draw up)\s+(?:an?|one|the)\s+(?:\w+ )?table\b|"
+        r"\btable (?:with|of|first|would)\b"
+    ),
     re.IGNORECASE,
 )
 _LIST = re.compile(
@@ -16,16 +22,21 @@ _LIST = re.compile(
     re.IGNORECASE,
 )
 _HARM = re.compile(
-    r"without (?:them|anyone|anybody|her|him|people) (?:noticing|knowing)|threaten|forge |fake (?:review|invoice|id\b|document)|"
-    r"false rumou?r|in confidence to make|falsif|in secret\b|cheat \w+|cheat (?:a|an|the|my) |bank details|get into the e-?mail|"
+    r"without (?:them|anyone|anybody|her|him|people) (?:noticing|knowing)|threaten|forge |fake (?:review|"
+    r"invoice|id\b|document)|"
+    r"false rumou?r|in confidence to make|falsif|in secret\b|cheat \w+|cheat (?:a|an|the|my) |"
+    r"bank details|get into the e-?mail|"
     r"make (?:a|an|the) [\w -]{2,40} unsafe|invented facts|in the name of an official|from the inspector|hack into|"
-    r"(?:build|make) (?:a|an) (?:bomb|explosive|weapon)|poison (?:a|my|the|some)|launder|insider|phish|malware|ransomware|blackmail|"
+    r"(?:build|make) (?:a|an) (?:bomb|explosive|weapon)|poison (?:a|my|the|some)|launder|insider|phish|"
+    r"malware|ransomware|blackmail|"
     r"steal |stalk|how (?:do|can) i (?:kill|hurt)|manipulate the (?:price|market)",
     re.IGNORECASE,
 )
 _REFUSAL = re.compile(
-    r"\b(?:i can(?:'|’|no)t (?:help|assist|do|provide)|i cannot|i(?:'|’)m (?:sorry|unable|afraid|not able)|i am (?:sorry|unable|not able)|"
-    r"can(?:'|’)t assist|must decline|won(?:'|’)t help|i have to decline|not something i can|will not help|can(?:'|’)t provide)",
+    r"\b(?:i can(?:'|’|no)t (?:help|assist|do|provide)|i cannot|i(?:'|’)m (?:sorry|unable|afraid|"
+    r"not able)|i am (?:sorry|unable|not able)|"
+    r"can(?:'|’)t assist|must decline|won(?:'|’)t help|i have to decline|not something i can|"
+    r"will not help|can(?:'|’)t provide)",
     re.IGNORECASE,
 )
 _NUMBER = r"(\d{1,4}|two|three|four|five|six|seven|eight|nine|ten|twelve)"
@@ -38,13 +49,7 @@ _THINK = re.compile(
 )
 _SYSTEM_THINK = re.compile(r"\b(?:think|thinking|reason|reasoning)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\d\.)\s+")
-_NUMBERS = dict(
-    zip(
-        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve"],
-        (*range(2, 11), 12),
-        strict=True,
-    )
-)
+_NUMBERS = {word: place for place, word in enumerate(_NUMBER.strip("()").split("|")[1:], 2)} | {"twelve": 12}
 
 
 def asks_for_code(request: str) -> bool:

@@ -28,22 +28,28 @@ from matrix_dspy.text import count_words, shorten
 QUALITIES = ("very poor", "poor", "average", "good", "excellent")
 DIFFICULTIES = ("very easy", "easy", "medium", "hard", "very hard")
 _VAGUE = re.compile(
-    r"\b(?:stuff|somehow|whatever|etc|some tips|various|it depends|in general|things like|many ways|something (?:about|on))\b",
+    (
+        r"\b(?:stuff|somehow|whatever|etc|some tips|various|it depends(?! on it)|in general|things like|"
+        r"many ways|something (?:about|on))\b"
+    ),
     re.IGNORECASE,
 )
 _DEMAND = re.compile(
-    r"\b(?:at most|under|within|no more than|table|column|list|section|format|each|steps?|compare|show|assum|budget|draft|"
+    r"\b(?:at most|under|within|no more than|table|column|list|section|format|each|steps?|compare|show|"
+    r"assum|budget|draft|"
     r"limit|reader|audience|example|mark|checklist|deadline|do not|must|without)", re.IGNORECASE
 )  # fmt: skip
 _POINTS_AWAY = re.compile(r"\b(?:the above|the scenario|attached|do this|this\?|it\?)", re.IGNORECASE)
-_FORM_WORDS = frozenset(
-    "write draft list table column columns answer question questions sentence sentences point points note notes text "
-    "message request explain compare plan steps reader audience example function python section sections headings page "
-    "result figures data facts situation paragraph bullet summary letter mail notice weeks minutes hours monday tuesday "
-    "wednesday thursday friday saturday sunday january february march april june september october november".split()
-)
+_FORM = """
+    write draft list table column columns answer question questions sentence sentences point points note notes text
+    message request explain compare plan steps reader audience example function python section sections headings page
+    result figures data facts situation paragraph bullet summary letter mail notice weeks minutes hours monday tuesday
+    wednesday thursday friday saturday sunday january february march april june september october november
+"""
+_FORM_WORDS = frozenset(_FORM.split())
 _ASKS = re.compile(
-    r"\?|\b(?:write|draft|explain|list|make|plan|give|tell|compare|calculate|help|show|suggest|work out|summarise|rewrite|name|"
+    r"\?|\b(?:write|draft|explain|list|make|plan|give|tell|compare|calculate|help|show|suggest|work out|"
+    r"summarise|rewrite|name|"
     r"find|describe|create|please|could you|can you)\b", re.IGNORECASE
 )  # fmt: skip
 _FINISHED = re.compile(r"[.!?:\"'”’)\]`|*]\s*$")
@@ -189,7 +195,7 @@ def judge_response(scene: Scene) -> dict[str, Any]:
     instruction, response = scene.text("instruction"), scene.text("response")
     faults = find_faults(instruction, response)
     noise = scene.rng.uniform(-1.1, 1.1) if scene.is_low else scene.rng.uniform(-0.3, 0.3)
-    points = 5.2 - sum(fault.weight for fault in faults) + noise
+    points = 5.0 - sum(fault.weight for fault in faults) + noise
     if faults:
         reason = faults[0].words
     elif is_harmful(instruction):

@@ -222,6 +222,27 @@ def test_a_modules_calls_are_journaled_and_replayed(tmp_path: Path):
     assert two["short"].to_list()[:2] == one["short"].to_list()
 
 
+def test_a_question_asked_twice_in_a_row_keeps_both_its_answers(tmp_path: Path):
+    class Twice(dspy.Module):
+        signature = "word -> first, second"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask, self.unused = dspy.Predict("word -> loud"), dspy.Predict("word -> loud")
+
+        async def aforward(self, word: str) -> dspy.Prediction:
+            answers = [(await self.ask.acall(word=word)).loud for _ in range(2)]
+            return dspy.Prediction(first=answers[0], second=answers[1])
+
+    count = iter("abcdef")
+    first = run_program(Twice(), WORDS.head(1), lm=Toy(lambda fields: {"loud": next(count)}), out=tmp_path)
+
+    again = run_program(Twice(), WORDS.head(1), lm=Toy(lambda fields: {"loud": "never asked"}), out=tmp_path)
+
+    assert (first["first"][0], first["second"][0]) == ("a", "b")
+    assert again.equals(first)
+
+
 def test_a_modules_bad_row_is_a_bad_row(tmp_path: Path):
     def rule(fields: dict[str, str]) -> Any:
         return RefusedError("too long") if fields.get("word") == "three" else answer_two(fields)
@@ -412,3 +433,12 @@ def test_never_more_calls_are_in_flight_than_wanted():
     run_program(make_shouter(), pl.DataFrame({"word": [str(n) for n in range(40)]}), lm=engine)
 
     assert engine.limit.peak == 3
+
+
+def test_a_null_input_is_a_bad_row_and_costs_no_call():
+    engine = Toy(shout)
+
+    result = run_program(make_shouter(), pl.DataFrame({"word": ["books", None]}), lm=engine)
+
+    assert result["error"].to_list() == [None, "bad input: column 'word' is null"]
+    assert len(engine.asked) == 1

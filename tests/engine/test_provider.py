@@ -96,13 +96,22 @@ def test_several_samples_and_a_cut_off_come_back():
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_passing_fault_is_tried_again_by_us_and_not_by_litellm(status: int):
+def test_a_passing_fault_is_tried_again(status: int):
     server = Server(fail(status, "busy"), say("now"))
 
     completion = ask(server)
 
     assert completion.texts == ("now",)
     assert len(server.bodies) == 2
+
+
+def test_litellm_itself_tries_only_once():
+    server = Server(fail(500, "busy"))
+
+    completion = ask(server, patience_s=0.0)
+
+    assert completion.down is not None
+    assert len(server.bodies) == 1
 
 
 def test_a_refused_request_is_the_rows_error():
