@@ -255,8 +255,12 @@ def _say_result(command: str, config: "Config", result: "Result") -> None:
         typer.echo(f"data set: {result.path}/dataset/{kind}.parquet and .jsonl")
     typer.echo(f"card:     {result.path}/README.md")
     if not result.is_complete:
-        typer.echo(f"{result.n_wanted - result.n_kept:,} {unit} are missing: {result.reason}; go on with:", err=True)
-        typer.echo(f"  {_resume_command(result.path)}", err=True)
+        typer.echo(f"{result.n_wanted - result.n_kept:,} {unit} are missing: {result.reason}", err=True)
+        if result.is_limited:
+            typer.echo(f"go on with:\n  {_resume_command(result.path)}", err=True)
+        else:
+            again = f"--from {shlex.quote(str(result.path))} --out NEW-FOLDER"
+            typer.echo(f"with other settings, add {again} and pay only for what is new", err=True)
         return
     typer.echo(f"next:     {_program()} show {shlex.quote(str(result.path))}")
 

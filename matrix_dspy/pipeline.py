@@ -34,6 +34,7 @@ from matrix_dspy.synthesis.retrieval import Retriever
 from matrix_dspy.types import Group, Profile, Rejected
 
 SHIPPED_PROFILES = Path(__file__).parent / "data" / "profiles" / "composed.jsonl"
+QUIET = "the agents' plans are used up and no more scenarios come; take more agents or raise simulation.max_plans"
 GROWTH = 1.25
 """Spare scenarios asked for when candidates have run out and the society lives on."""
 
@@ -49,6 +50,8 @@ class Result:
     """`complete`, or why rows are missing."""
     was_finished: bool = False
     """True when there was nothing left to do."""
+    is_limited: bool = False
+    """True when a limit of the user's stopped the run, which the same command goes on with."""
 
     @property
     def is_complete(self) -> bool:
@@ -68,6 +71,7 @@ class Made:
     rejected: list[Rejected] = field(default_factory=list)
     scenarios_wanted: int = 0
     stop_reason: str = ""
+    is_limited: bool = False
 
 
 def default_folder(config: Config, command: str) -> Path:
@@ -119,13 +123,13 @@ async def _run(
                 try:
                     await job.work()
                 except LimitError as error:
-                    job.made.stop_reason = str(error)
+                    job.made.stop_reason, job.made.is_limited = str(error), True
             n_kept = job.write(folder)
-            reason = "complete" if n_kept >= config.n else job.made.stop_reason or "the society fell quiet"
+            reason = "complete" if n_kept >= config.n else job.made.stop_reason or QUIET
             figures = _measure(job, engine, path, reason, began, time.monotonic() - started, n_kept)
             write_card(folder, figures, command)
             folder.write_state({"reason": reason, "n": config.n, "kept": n_kept})
-            return Result(path, n_kept, config.n, reason)
+            return Result(path, n_kept, config.n, reason, is_limited=job.made.is_limited)
 
 
 class _Job:
@@ -226,7 +230,7 @@ class _Job:
                 made.stop_reason = _say_hopeless(flow)
                 return
             if not is_alive:
-                made.stop_reason = "the agents' plans are used up and no more scenarios come"
+                made.stop_reason = QUIET
                 return
             wanted = len(made.closed) + _count_more(flow, made)
 

@@ -7,6 +7,7 @@ retry can succeed. What it writes is typed, on topic and varied, and no more tha
 
 import asyncio
 import hashlib
+import json
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -146,7 +147,12 @@ class RehearsalEngine(Engine):
 
 def dump_messages(messages: Sequence[Mapping[str, Any]]) -> bytes:
     """Return the bytes a request is known by: its messages and nothing else."""
-    return orjson.dumps([dict(message) for message in messages], default=str, option=orjson.OPT_NON_STR_KEYS)
+    plain = [dict(message) for message in messages]
+    try:
+        return orjson.dumps(plain, default=str, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:
+        # lone surrogates, which orjson refuses
+        return json.dumps(plain, default=str).encode()
 
 
 def draw_fault(dials: Dials, body: bytes, n_asked: int) -> Fault:

@@ -60,7 +60,7 @@ log = {title}Log()
 log.add("{noun}", {x})
 log.remove("{noun}")
 assert log.counts["{noun}"] == {x} - 1'''),
-    (r"average|mean\b|reading|flag", '''def flag_{noun}(readings: list[float], window: int = {k}, share=0.{x}) -> list[int]:
+    (r"average|mean\b|reading|flag", '''def flag_{noun}(readings: list[float], window: int = {k}, share=0.{x}):
     """Return the places of readings that exceed the mean of the last ones by `share`."""
     flagged = []
     for place in range(window, len(readings)):

@@ -13,7 +13,8 @@ from matrix_dspy.engine.rehearsal_scene import Scene
 _PART = re.compile(r"[^\W\d_]{2,}")
 _EMAIL = re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}\b")
 _URL = re.compile(
-    r"\b(?:https?://|www\.)\S+|\b[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|io|co|me|edu|gov|dev|app)(?:/\S*)?\b", re.I
+    r"\b(?:https?://|www\.)\S*[^\s.,;!?)]|\b[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|io|co|me|edu|gov|dev|app)(?:/\S*)?\b",
+    re.I,
 )
 _HANDLE = re.compile(r"(?<![\w@])(?:@|u/|/u/)[A-Za-z0-9_][\w.-]*")
 _PHONE = re.compile(r"(?<![\w])\+?\(?\d{1,4}\)?(?:[ ./-]?\(?\d{2,4}\)?){2,5}(?!\w)")
@@ -35,7 +36,7 @@ _PLACES_OF_WORK = {
     "Church|Parish": "a church",
 }
 _WORKS = [
-    (re.compile(rf"\b(?:the )?(?:[A-Z][\w'’&.-]+ ){{1,4}}(?:{names})\b\.?(?: of [A-Z]\w+)?"), put)
+    (re.compile(rf"\b(?:the )?(?:[A-Z][\w'’&.-]+ ){{1,4}}(?:{names})\b(?:\.(?=\s+[a-z]))?(?: of [A-Z]\w+)?"), put)
     for names, put in _PLACES_OF_WORK.items()
 ]
 _TITLED = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Miss|Prof|Sir)\.? [A-Z][\w'’-]+(?: [A-Z][\w'’-]+)?")
@@ -62,15 +63,17 @@ def _build_hider(name: str, pseudonym: str) -> Callable[[str], str]:
     put = {part.lower(): new[min(i, len(new) - 1)] if i < len(old) - 1 else new[-1] for i, part in enumerate(old)}
     if len(old) == 1:
         put = {old[0].lower(): new[0]}
-    whole = re.compile(r"\b" + re.escape(name.strip()) + r"\b", re.IGNORECASE) if name.strip() else None
+    # scripts without blanks have no word borders to look for
+    border = r"\b" if name.isascii() else ""
+    whole = re.compile(border + re.escape(name.strip()) + border, re.IGNORECASE) if name.strip() else None
     joined = {part for part in put if len(part) >= 4}
 
     def hide(text: str) -> str:
         text = _hide_contacts(text)
         if whole is not None:
             text = whole.sub(lambda _: pseudonym, text)
-        text = _PART.sub(lambda found: _swap(found[0], put), text)
         text = " ".join(_hide_handle(word, joined) for word in text.split(" "))
+        text = _PART.sub(lambda found: _swap(found[0], put), text)
         return tidy(_hide_others(text, {*new, *pseudonym.split()}))
 
     return hide
@@ -169,9 +172,12 @@ def check_privacy(scene: Scene) -> dict[str, Any]:
 def _find_detail(scene: Scene, kept: str) -> str | None:
     present = set(_PART.findall(kept))
     lower = {word.lower() for word in present}
-    for part in _PART.findall(scene.text("name")):
+    name = scene.text("name").strip()
+    for part in _PART.findall(name):
         if part in present or (part.lower() in lower and part.lower() not in STOP_WORDS and len(part) > 2):
             return "a part of the original name"
+    if not name.isascii() and name in kept:
+        return "the original name"
     original = "\n".join([scene.text("description"), *scene.items("history")])
     for handle in _HANDLE.findall(original):
         bare = handle.lstrip("@/").removeprefix("u/")

@@ -33,6 +33,7 @@ _BOUNDS = {
     "maximum length": "maxLength",
     "a multiple of the given number": "multipleOf",
 }
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _BOUND = re.compile(r"(" + "|".join(_BOUNDS) + r"): (-?\d+(?:\.\d+)?)")
 
 Schema = Mapping[str, Any]
@@ -101,11 +102,10 @@ def read_prompt(messages: Sequence[Mapping[str, Any]]) -> Prompt:
 def read_content(message: Mapping[str, Any]) -> str:
     """Return a message's text, whatever form its content has."""
     content = message.get("content")
-    if isinstance(content, str):
-        return content
     if isinstance(content, list):
-        return "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return "" if content is None else str(content)
+        content = "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    text = "" if content is None else str(content)
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 def read_items(raw: str) -> list[str]:

@@ -90,7 +90,7 @@ def _build_array(
     if fixed:
         return fixed
     least, most = int(schema.get("minItems", 0)), int(schema.get("maxItems", 2**31))
-    wanted = 0 if depth > _MAX_DEPTH else rng.randint(2, 4)
+    wanted = 0 if depth > _MAX_DEPTH else rng.randint(2, 4) if depth == 0 else rng.randint(1, 2)
     count = max(least, min(most, wanted))
     items = schema.get("items")
     inner = items if isinstance(items, dict) else {"type": "string"}
