@@ -20,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 population = typer.Typer(help="Make and look at profiles.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(population, name="population")
@@ -47,6 +48,18 @@ FromOption = Annotated[
 MaxCallsOption = Annotated[int | None, typer.Option(min=1, help="Calls to send at the most; the run can go on later.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the resolved config and stop.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+@app.callback(invoke_without_command=True)
+def show_version(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+) -> None:
+    """Turn a simulated society into post-training data, every step a DSPy program."""
+    if version:
+        from matrix_dspy import __version__
+
+        typer.echo(f"matrix_dspy {__version__}")
+        raise typer.Exit
 
 
 @app.command()
@@ -161,7 +174,8 @@ def read(
     for profile in profiles[:3]:
         described = " ".join(profile.description.split())[:200]
         typer.echo(f"{profile.profile_id}  {profile.name}: {described} ({len(profile.history)} past posts)")
-    typer.echo(f"next: {_program()} generate --profiles {shlex.quote(str(path))}")
+    mapped = "".join(f" --column {shlex.quote(pair)}" for pair in columns or [])
+    typer.echo(f"next: {_program()} generate --profiles {shlex.quote(str(path))}{mapped}")
 
 
 def main() -> None:
@@ -223,7 +237,7 @@ def _run(
     path = out or pipeline.default_folder(config, command)
     path = pipeline.start_fresh(path) if fresh else path
     progress = Progress()
-    if config.lm.main.startswith("rehearsal"):
+    if config.lm.main.partition("?")[0] == "rehearsal":
         typer.echo("model: rehearsal, a rule-based stand-in; its rows show the form of the data only", err=True)
     try:
         work = getattr(pipeline, command)(config, path, progress=progress, replay=tuple(replay or ()), is_quiet=quiet)
@@ -239,9 +253,12 @@ def _run(
 def _show_config(config: "Config") -> None:
     import tomli_w
 
+    from matrix_dspy.config import SAMPLING, list_unset
+
     values = config.model_dump(mode="json", exclude_none=True)
-    values["sampling"] = {name: config.sampling_of(name).model_dump(exclude_none=True) for name in config.sampling}
+    values["sampling"] = {name: config.sampling_of(name).model_dump(exclude_none=True) for name in SAMPLING}
     typer.echo(tomli_w.dumps(values), nl=False)
+    typer.echo(f"\n# unset: {', '.join(list_unset(config))}")
 
 
 def _say_result(command: str, config: "Config", result: "Result") -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from matrix_dspy.errors import ConfigError, describe_os_error, did_you_mean
 from matrix_dspy.types import Communication, InstructionType
@@ -189,7 +189,26 @@ class Config(Section):
 
     def sampling_of(self, program: str) -> SamplingConfig:
         """Return how `program`'s completions are drawn."""
-        return self.sampling.get(program) or SAMPLING.get(program) or SamplingConfig()
+        shipped, own = SAMPLING.get(program, SamplingConfig()), self.sampling.get(program)
+        if own is None:
+            return shipped
+        return shipped.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
+
+    @field_validator("sampling")
+    @classmethod
+    def _check_programs(cls, sampling: dict[str, SamplingConfig]) -> dict[str, SamplingConfig]:
+        for name in sampling:
+            if name not in SAMPLING:
+                raise ValueError(f"no program {name!r}; {did_you_mean(name, list(SAMPLING))}")
+        return sampling
+
+    @field_validator("embedder")
+    @classmethod
+    def _check_embedder(cls, embedder: str) -> str:
+        kind, _, path = embedder.partition(":")
+        if embedder != "tfidf" and not (kind == "sentence-transformers" and path):
+            raise ValueError("write 'tfidf' or 'sentence-transformers:PATH'")
+        return embedder
 
 
 class RequirementChoice(Section):
@@ -256,6 +275,17 @@ def list_kinds() -> list[str]:
     return sorted(path.stem for path in (RECIPES / "kinds").glob("*.toml"))
 
 
+def list_unset(config: BaseModel, before: str = "") -> list[str]:
+    """Return the keys that have no value, as `section.key`."""
+    keys: list[str] = []
+    for name, value in config:
+        if isinstance(value, BaseModel):
+            keys += list_unset(value, f"{before}{name}.")
+        elif value is None:
+            keys.append(before + name)
+    return keys
+
+
 def parse_setting(text: str) -> tuple[str, Any]:
     """Read `section.key=value`; the value is TOML, or else a string.
 
@@ -314,8 +344,15 @@ def _say_invalid(kind: type[Section], error: ValidationError, path: Path) -> str
     fault = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {key!r} in recipe {path.stem!r}; {did_you_mean(key, _list_keys(kind))}"
-    return f"{key} = {fault['input']!r} does not do: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        known = _list_keys(kind)
+        near = did_you_mean(key, known)
+        advice = near if near.startswith("did") else "see 'generate --dry-run' for all of them"
+        return f"unknown key {key!r} in recipe {path.stem!r}; {advice}"
+    if fault["type"] == "missing":
+        return f"{str(path)!r} lacks the key {key!r}; add it"
+    words = fault["msg"].removeprefix("Value error, ")
+    shown = repr(fault["input"])
+    return f"{key} = {shown if len(shown) < 80 else shown[:77] + '...'} does not do: {words[0].lower()}{words[1:]}"
 
 
 def _list_keys(kind: type[BaseModel], before: str = "") -> list[str]:

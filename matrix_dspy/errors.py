@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
-
 _NO_SPACE = "No space left on device"
 
 

@@ -12,7 +12,14 @@ from typing import Any
 
 import dspy
 
-from matrix_dspy.errors import ProgramNotFoundError, StateMismatchError, describe_os_error, did_you_mean
+from matrix_dspy.errors import (
+    ProgramNotFoundError,
+    RunError,
+    StateMismatchError,
+    boundary,
+    describe_os_error,
+    did_you_mean,
+)
 
 PROGRAMS: dict[str, str] = {
     "anonymiser": "profile.Anonymiser",
@@ -104,8 +111,9 @@ def save_program(program: dspy.Module, path: str | Path, *, card: dict[str, Any]
     full["prompt_sha256"] = hash_prompt(program)
     state["metadata"] = {"dependency_versions": _dspy_versions(), "matrix_dspy": full}
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(state, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with boundary(RunError, f"save the state {str(path)!r}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(state, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Every completion is journaled on arrival and tables are written at the end, so a
 same command and pays only for what is missing.
 """
 
+import hashlib
 import math
 import random
 import time
@@ -24,7 +25,7 @@ from matrix_dspy.curation.filters import Filter, apply_filters, build_instructio
 from matrix_dspy.engine.base import Engine
 from matrix_dspy.engine.embedding import Embedder, build_embedder
 from matrix_dspy.engine.spec import build_engine
-from matrix_dspy.errors import LimitError, TableError
+from matrix_dspy.errors import ConfigError, LimitError, TableError
 from matrix_dspy.population.agents import Population, build_population
 from matrix_dspy.population.reading import read_profiles
 from matrix_dspy.report.card import Figures, write_card
@@ -109,12 +110,13 @@ async def _run(
     replay: tuple[Path, ...],
     is_quiet: bool,
 ) -> Result:
+    _check_embedder(config)
     profiles, bad = _load_profiles(config)
     engine = _open_engine(config)
     async with engine:
-        with RunFolder.open(path, command, config, {"main": engine.model}, replay=replay) as folder:
-            state = folder.read_state()
-            if state.get("reason") == "complete" and state.get("n") == config.n:
+        inputs = {"profiles_sha256": _hash_files(_profiles_path(config))}
+        with RunFolder.open(path, command, config, {"main": engine.model}, inputs=inputs, replay=replay) as folder:
+            if _is_finished(folder, config, kind):
                 return Result(path, config.n, config.n, "complete", was_finished=True)
             runner = Runner(engine, folder.journal, config.seed, config.operation.max_calls, progress)
             job = _Job(config, kind, runner, Made(profiles=profiles, rejected=bad))
@@ -124,6 +126,9 @@ async def _run(
                     await job.work()
                 except LimitError as error:
                     job.made.stop_reason, job.made.is_limited = str(error), True
+                except TableError:
+                    job.write(folder)  # what was rejected, and why
+                    raise
             n_kept = job.write(folder)
             reason = "complete" if n_kept >= config.n else job.made.stop_reason or QUIET
             figures = _measure(job, engine, path, reason, began, time.monotonic() - started, n_kept)
@@ -152,8 +157,9 @@ class _Job:
         made.population = population
         progress.rejected += len(population.rejected)
         if not population.agents:
-            reasons = Counter((row.reason, row.detail) for row in population.rejected).most_common(1)
-            raise TableError(f"no profile became an agent; most failed for {': '.join(filter(None, reasons[0][0]))}")
+            (reason, detail), _ = Counter((row.reason, row.detail) for row in population.rejected).most_common(1)[0]
+            words = f"{reason} ({detail})" if detail else reason
+            raise TableError(f"no profile became an agent, most of them: {words}; see tables/rejected.parquet")
         public = [text for profile in population.profiles for text in (profile.description, *profile.history)]
         self.filters = build_instruction_filters(self.config.curation, made.profiles, self.config.seed, public)
         self.response_filters = build_response_filters(self.filters)
@@ -247,12 +253,40 @@ class _Job:
 
 def _load_profiles(config: Config) -> tuple[list[Profile], list[Rejected]]:
     """Read the profiles and draw as many as agents are wanted, the same for the same seed."""
-    source = config.population.profiles
-    profiles, bad = read_profiles(Path(source) if source else SHIPPED_PROFILES, config.population.columns)
+    profiles, bad = read_profiles(_profiles_path(config), config.population.columns)
     n_agents = config.population.n_agents
     if len(profiles) > n_agents:
         profiles = random.Random(config.seed).sample(profiles, n_agents)
     return sorted(profiles, key=lambda profile: profile.profile_id), bad
+
+
+def _profiles_path(config: Config) -> Path:
+    return Path(config.population.profiles) if config.population.profiles else SHIPPED_PROFILES
+
+
+def _hash_files(path: Path) -> str:
+    """Hash a file, or the files of a folder by name."""
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _is_finished(folder: RunFolder, config: Config, kind: KindConfig | None) -> bool:
+    """Whether an earlier start completed this very run and its files are still there."""
+    state = folder.read_state()
+    made = [folder.path / "tables" / "rejected.parquet"]
+    if kind is not None:
+        made += [folder.path / "dataset" / f"{kind.name}.{ending}" for ending in ("parquet", "jsonl")]
+    return state.get("reason") == "complete" and state.get("n") == config.n and all(file.is_file() for file in made)
+
+
+def _check_embedder(config: Config) -> None:
+    """Refuse a missing embedding model before anything is paid for."""
+    _, _, path = config.embedder.partition(":")
+    if path and not Path(path).exists():
+        raise ConfigError(f"no embedding model at {path!r}; give the path of a sentence-transformers folder")
 
 
 def _open_engine(config: Config) -> Engine:

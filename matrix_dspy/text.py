@@ -37,7 +37,7 @@ _CONTACTS = re.compile(
     | \b[\w-]{1,63}\.(?:com|org|net|io|edu|gov)\b(?:/[^\s"<>\\]*(?<![.,;:!?)\]']))?
     | (?<![\w@.])@\w{2,}                                         # a user name
     | \+\d[\d ().-]{6,}\d | \(?\b\d{3,5}\)?[ .-]\d{3,4}[ .-]\d{3,4}\b        # a phone number
-    | \d{6,}                                                     # a long number
+    | (?<!\d)(?<!\d\.)\d{6,}                                     # a long number, not the decimals of a short one
     """,
     re.IGNORECASE | re.VERBOSE,
 )

@@ -51,6 +51,16 @@ class Profile(Row):
     facts: tuple[tuple[str, str], ...] = ()
     """Further columns as (name, value): occupation, age, country, ..."""
 
+    @property
+    def telling_handles(self) -> tuple[str, ...]:
+        """User names that give the person away even without their @.
+
+        One that the person's own text uses as an ordinary word does not: a baker called @baker still bakes.
+        """
+        own = {word.strip(".,;:!?()'\"") for text in (self.description, *self.history) for word in text.split()}
+        bare = (handle.lstrip("@") for handle in self.handles)
+        return tuple(handle for handle in bare if handle and handle.lower() not in own)
+
 
 class AnonymousProfile(Row):
     """A profile after anonymising and checking; the first form of a person that is stored."""

@@ -32,7 +32,7 @@ class MakePlan(dspy.Signature):
 
     Write 3 to 8 steps in the order they will be taken. A step is one thing the person can do in days or a few weeks
     with the means they have: it starts with a verb, names what is done with whom or with what, and takes at most
-    twenty words. Let steps involve other people now and then (ask, show, agree, sell, teach), since others may come to
+    twenty words ("Ask two neighbours with vans what they charge for a Saturday"). Let steps involve other people now and then (ask, show, agree, sell, teach), since others may come to
     hear of them. Build on what the memory says has happened already; do not plan again what is done.
     """
 
@@ -45,8 +45,8 @@ class Act(dspy.Signature):
     """Write the one thing this person does now.
 
     If there are observations, react to them: take in all of them together, and do what this person would do about them
-    with their own goal in mind; ignoring what does not concern them is allowed, and so is a refusal. If there are
-    none, carry out the current step of the plan, as far as one go at it would get.
+    with their own goal in mind. Refusing, or answering with a counter-offer, is an act too. If none of them concerns
+    the person, or if there are none, carry out the current step of the plan, as far as one go at it would get.
 
     The action is one finished act in the world: an announcement, an agreement, a purchase, a piece of work, a
     calculation, a talk with a stated outcome. No small talk, no mere intention, no thoughts only. Write it in the

@@ -21,9 +21,8 @@ class WriteInstruction(dspy.Signature):
     the request specific to this person's work, place and means; a request anyone could have typed is a failure. Use
     details from the actions and the situation, changing names of people into roles.
 
-    Type simple: one goal of everyday or early professional life, in 1 to 3 sentences and at most 60 words. Type
-    specialised: a task from the person's own field, 40 to 250 words, with at least two of: given data, a fixed format,
-    limits, a named audience, several parts.
+    Type simple means one goal of everyday or early professional life. Type specialised means a task from the person's
+    own field, of the sort an experienced colleague would be asked, with what it takes to do it given in the message.
     """
 
     profile: str = dspy.InputField(desc="who is asking")

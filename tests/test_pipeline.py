@@ -1,7 +1,9 @@
 import json
 import random
+import shutil
 import signal
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -314,3 +316,46 @@ def test_a_full_disk_says_so_and_the_run_goes_on_when_there_is_room(finished_run
     assert "Traceback" not in full.stderr
     assert done.returncode == 0
     assert outputs == read_outputs(finished_run)
+
+
+def test_edited_profiles_are_another_run(tmp_path: Path) -> None:
+    people = [{"name": f"Ann Bell{i}", "description": f"I repair clocks in town {i}."} for i in range(4)]
+    file = tmp_path / "people.jsonl"
+    file.write_text("\n".join(json.dumps(person) for person in people))
+    flags = ["-q", "--profiles", file, "--n", "4", "--out", tmp_path / "run"]
+    assert run_cli("generate", *flags).returncode == 0
+
+    file.write_text(file.read_text().replace("clocks", "bicycles"))
+    done = run_cli("generate", *flags)
+
+    assert done.returncode == 1
+    assert "profiles_sha256" in done.stderr
+
+
+def test_a_finished_run_that_lost_its_data_set_makes_it_again_from_the_journal(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "dataset" / "sft.parquet").unlink()
+
+    done = run_cli("generate", "-q", *SMALL, "--out", run)
+
+    assert done.returncode == 0
+    assert read_outputs(run) == read_outputs(finished_run)
+    assert (run / "journal" / "main.jsonl").read_bytes() == (finished_run / "journal" / "main.jsonl").read_bytes()
+
+
+def test_when_no_profile_becomes_an_agent_the_reasons_are_kept(tmp_path: Path) -> None:
+    done = run_cli("generate", "-q", *QUICK, "--lm", "rehearsal?malformed=1", "--out", tmp_path / "run")
+
+    assert done.returncode == 1
+    assert "no profile became an agent" in done.stderr
+    assert len(pl.read_parquet(tmp_path / "run" / "tables" / "rejected.parquet")) == 6
+
+
+def test_a_part_of_the_sampling_may_be_changed_alone() -> None:
+    done = run_cli("generate", "--dry-run", "--set", "sampling.responder.temperature=0.3")
+
+    responder = tomllib.loads(done.stdout)["sampling"]["responder"]
+    assert responder == {"temperature": 0.3, "top_p": 0.9, "max_tokens": 2048}

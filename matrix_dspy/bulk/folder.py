@@ -40,11 +40,19 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, path: Path, command: str, config: Config, models: dict[str, str], *, replay: tuple[Path, ...] = ()
+        cls,
+        path: Path,
+        command: str,
+        config: Config,
+        models: dict[str, str],
+        *,
+        inputs: dict[str, str] | None = None,
+        replay: tuple[Path, ...] = (),
     ) -> Self:
         """Take the folder for a run of `config`, making it if it is not there.
 
-        `models` are the models' own names per role; `replay` are other run folders whose journals are read too.
+        `models` are the models' own names per role; `inputs` are hashes of the files the run reads, by name; `replay`
+        are other run folders whose journals are read too.
 
         Raises:
             RunError: another process holds it, it holds another run, or it cannot be written.
@@ -56,7 +64,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             folder._lock = take_lock(path)
             try:
-                identity = _build_identity(command, config, models)
+                identity = _build_identity(command, config, models) | {"inputs": inputs or {}}
                 folder._compare_or_write(identity, config)
                 folder.run_id = _hash_identity(identity)
                 places = tuple(_journal_of(other) for other in replay)

@@ -6,15 +6,19 @@ through its `acall` on the same engine and journal, slower.
 
 import asyncio
 import contextvars
+import functools
+import inspect
 import json
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import dspy
 import polars as pl
+from pydantic import ValidationError
 
 from matrix_dspy.bulk.folder import take_lock
 from matrix_dspy.bulk.journal import CallKey, Journal
@@ -28,6 +32,7 @@ from matrix_dspy.engine.lm import build_lm
 from matrix_dspy.engine.spec import build_engine
 from matrix_dspy.errors import ConfigError, RunError, TableError, boundary, did_you_mean
 from matrix_dspy.loading import read_signature
+from matrix_dspy.programs.base import Program
 from matrix_dspy.text import clean_value, strip_custom_types
 from matrix_dspy.types import Rejected
 
@@ -54,18 +59,41 @@ def run_program(
     same program, rows and model pays only for what is missing, and `output.parquet` and `rejected.parquet` are
     written. Works inside a running event loop (a notebook) too.
 
+    A `dspy.Predict`, a `dspy.ChainOfThought` or one of this package's programs runs on a template. Any other module
+    runs through its own `aforward` or `forward`: its inputs are the parameters of that method and its outputs those of
+    its only predictor, or both stand in a class attribute `signature` (`"question -> answer"`).
+
     Raises:
+        ConfigError: an argument is of the wrong kind, or a module's inputs and outputs cannot be known.
         TableError: an input column is missing, or an output column is there already.
         EngineError: the model cannot be reached.
         RunError: another process works on `out`, or it cannot be written.
     """
-    sampling = SamplingConfig(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+    _check_arguments(program, frame, lm, concurrency)
+    try:
+        sampling = SamplingConfig(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ConfigError(f"{fault['loc'][0]} = {fault['input']!r} does not do: {fault['msg']}") from error
     engine = build_engine(lm, concurrency=concurrency) if isinstance(lm, str) else lm
     job = _Job(program, frame, engine, sampling, seed)
     if out is None:
         with tempfile.TemporaryDirectory() as scratch:
             return run_async(job.run(Path(scratch)))
     return run_async(job.run(Path(out)))
+
+
+def _check_arguments(program: Any, frame: Any, lm: Any, concurrency: int) -> None:
+    if not isinstance(program, dspy.Module):
+        raise ConfigError(
+            f"run_program takes a dspy.Module, not {program!r:.80}; wrap a signature as dspy.Predict(...)"
+        )
+    if not isinstance(frame, pl.DataFrame):
+        raise TableError(f"run_program takes a polars.DataFrame, not a {type(frame).__name__}; collect or convert it")
+    if not isinstance(lm, str | Engine):
+        raise ConfigError(f"lm is a {type(lm).__name__}; write it as for --lm, such as 'http://127.0.0.1:8000/v1'")
+    if concurrency < 1:
+        raise ConfigError(f"concurrency must be at least 1, not {concurrency}")
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
@@ -125,10 +153,12 @@ class _Job:
         self.sampling = sampling
         self.seed = seed
         self.signature = _read_signature(program)
-        self.inputs = list(self.signature.input_fields)
+        self.is_plain = _is_plain(program)
+        self.inputs = list(self.signature.input_fields) if self.is_plain else _read_inputs(program, self.signature)
         self.outputs = list(self.signature.output_fields)
         fields = self.signature.input_fields.items()
         self.nullable = {name for name, field in fields if type(None) in get_args(field.annotation)}
+        self._threads = ThreadPoolExecutor(min(64, engine.concurrency), thread_name_prefix="matrix-dspy-row")
         self._check_columns()
 
     async def run(self, folder: Path) -> pl.DataFrame:
@@ -145,6 +175,7 @@ class _Job:
             rejected = build_frame(Rejected, self._list_rejected(outcomes), sort_by=("id",))
             write_parquet(rejected, folder / "rejected.parquet")
         finally:
+            self._threads.shutdown(wait=False, cancel_futures=True)
             journal.close()
             lock.release()
         return result
@@ -152,7 +183,7 @@ class _Job:
     async def _collect(self, runner: Runner) -> list[Outcome]:
         outcomes: list[Outcome | None] = [None] * len(self.frame)
         columns = {name: self.frame[name] for name in self.inputs}
-        ask = self._ask_template(runner) if len(self.program.predictors()) == 1 else self._ask_module(runner)
+        ask = self._ask_template(runner) if self.is_plain else self._ask_module(runner)
 
         async def work(position: int) -> None:
             inputs = {name: _strip(column[position]) for name, column in columns.items()}
@@ -178,12 +209,13 @@ class _Job:
         engine = _JournaledEngine(runner, row)
         lm = build_lm(engine, is_open=True, **self.sampling.model_dump())
         quiet = {"disable_history": True, "trace": None, "max_trace_size": 0, "warn_on_type_mismatch": False}
+        call = self._call_async if hasattr(self.program, "aforward") else self._call_in_thread
 
         async def ask(position: int, inputs: dict[str, Any]) -> Outcome:
             row.set([position, 0])
             try:
                 with dspy.context(lm=lm, **quiet):
-                    prediction = await self.program.acall(**inputs)
+                    prediction = await call(inputs)
                 return Outcome({name: clean_value(getattr(prediction, name)) for name in self.outputs}, "")
             except Exception as error:
                 if engine.fault is not None:
@@ -192,6 +224,14 @@ class _Job:
                 return Outcome(None, raw, "failed", " ".join(str(error).split())[:300] or type(error).__name__)
 
         return ask
+
+    async def _call_async(self, inputs: dict[str, Any]) -> Any:
+        return await self.program.acall(**inputs)
+
+    async def _call_in_thread(self, inputs: dict[str, Any]) -> Any:
+        """Call a module that knows only `forward`; its LM calls come back to this loop."""
+        call = functools.partial(contextvars.copy_context().run, self.program, **inputs)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def _check_columns(self) -> None:
         for name in self.inputs:
@@ -243,21 +283,44 @@ class _JournaledEngine(Engine):
             raise
 
 
+def _is_plain(program: dspy.Module) -> bool:
+    """Whether calling the program is nothing but calling its one predictor."""
+    kind: Any = type(program)
+    plain = (dspy.Predict, dspy.ChainOfThought, Program)
+    return len(program.predictors()) == 1 and any(
+        kind.forward is known.forward and getattr(kind, "aforward", None) is getattr(known, "aforward", None)
+        for known in plain
+    )
+
+
 def _read_signature(program: dspy.Module) -> type[dspy.Signature]:
-    """Return the signature whose fields are the program's: its only predictor's, or the one it declares."""
-    predictors = program.predictors()
-    if len(predictors) == 1:
-        return read_signature(program)
-    declared: Any = getattr(program, "signature", None)
+    """Return the signature whose fields are the program's: the one it declares, or its only predictor's."""
+    declared: Any = getattr(type(program), "signature", None)
     if isinstance(declared, str):
         make: Any = dspy.Signature
         return make(declared)
-    if declared is None:
+    predictors = program.predictors()
+    if len(predictors) == 1:
+        return read_signature(program)
+    if not (isinstance(declared, type) and issubclass(declared, dspy.Signature)):
         raise ConfigError(
             f"{type(program).__name__} has {len(predictors)} predictors; "
             "give the class an attribute `signature` that names its own inputs and outputs"
         )
     return declared
+
+
+def _read_inputs(program: dspy.Module, signature: type[dspy.Signature]) -> list[str]:
+    """Return the inputs of a module with a method of its own: the declared ones, else the method's parameters."""
+    if getattr(type(program), "signature", None) is not None:
+        return list(signature.input_fields)
+    kind: Any = type(program)
+    method = getattr(kind, "aforward", None) or kind.forward
+    _, *named = inspect.signature(method).parameters.values()
+    parameters = [parameter for parameter in named if parameter.kind is not parameter.VAR_POSITIONAL]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return list(signature.input_fields)
+    return [parameter.name for parameter in parameters]
 
 
 def _strip(value: Any) -> Any:

@@ -66,9 +66,10 @@ class LeakFilter:
         self._runs: set[int] = set()
         self._contacts: set[str] = set()
         for profile in profiles:
-            for name in (profile.name, *profile.handles):
-                if len(parts := tuple(words(name))) >= SHORT_NAME_WORDS or name in profile.handles:
-                    self._names.add(parts)
+            if len(parts := tuple(words(profile.name))) >= SHORT_NAME_WORDS:
+                self._names.add(parts)
+            self._names.update(tuple(words(handle)) for handle in profile.telling_handles)
+            self._contacts.update(f"@{handle.lstrip('@').lower()}" for handle in profile.handles)
             for text in (profile.description, *profile.history):
                 self._runs.update(self._hash_runs(words(text)))
                 self._contacts.update(contact.lower() for contact in find_contacts(text))

@@ -46,7 +46,8 @@ class TfidfEmbedder:
         self._topics: np.ndarray | None = None
         """(n_features, n_topics), laid out for the product in `embed`."""
         if n_topics >= 2:
-            svd: Any = TruncatedSVD(n_components=n_topics, random_state=seed).fit(weighted)
+            with np.errstate(divide="ignore", invalid="ignore"):  # a corpus of equal texts has no variance to explain
+                svd: Any = TruncatedSVD(n_components=n_topics, random_state=seed).fit(weighted)
             self._topics = np.ascontiguousarray(svd.components_.T)
         self._lexical = _build_sketch(self.n_features, self.n_dims, seed)
 

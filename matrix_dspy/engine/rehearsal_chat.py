@@ -28,15 +28,15 @@ from matrix_dspy.engine.rehearsal_traits import (
 _LONGEST_READ = 6000
 _PHRASE = (
     r" (?!for |of |with |on |about |me |you |a talk )((?:the |a |an |my |our |your )?[a-z][a-z'-]+(?: [a-z'-]+){0,6}?)"
-    r"(?=[.,;:?!\"\n]| (?:so|that|when|who|over|in|on|at|from|if|and|to|by|is|under|without) | [A-Z0-9$]|$)"
+    r"(?=[.,;:?!\"\n]| (?:so|that|when|who|over|in|on|at|from|if|and|to|by|is|under|without|worth|both|like|spoiling) | [A-Z0-9$]|$)"
 )
 _ABOUT = (
     re.compile(r"\b(?:about|on|regarding|behind|handle|explain|toward)" + _PHRASE),
-    re.compile(r"\b(?:of|with|for|around|is|are)" + _PHRASE),
+    re.compile(r"\b(?:of|with|for|around|[Ii]s|are)" + _PHRASE),
 )
 """Where a request says what it is about, surest first."""
 _QUOTED = re.compile(r"[\"“]([^\"“”]{20,1500})[\"”]")
-_NUMBERS = re.compile(r"\b(\d{1,6}(?:,\d{3})*(?:\.\d+)?)\b")
+_NUMBERS = re.compile(r"(?<![\w:.,])\$?([1-9]\d{0,5}(?:,\d{3})*(?:\.\d+)?)(?![\w:])")
 _GIVEN_PROMPT = re.compile(r"```(?:\w*)\n(.*?)```", re.DOTALL)
 _NEW_PROMPT = re.compile(r"within ``` ?blocks|new instructions? (?:with)?in", re.IGNORECASE)
 _BOTH = re.compile(
@@ -138,9 +138,10 @@ def _gather(request: str, rng: random.Random, earlier: str) -> Material:
 
 def find_focus(request: str) -> str:
     """Return the noun phrase a request turns on, or an empty text."""
-    best = ""
+    best, head = "", request[: find_ask(request)[0]]
+    begin = max(head.rfind(mark) for mark in ".!?\n") + 1
     for pattern in _ABOUT:
-        for found in pattern.finditer(request[:1500]):
+        for found in pattern.finditer(request, begin, begin + 1500):
             n_telling = sum(word not in STOP_WORDS for word in bare(found[1]).split())
             if n_telling >= 2:
                 return found[1]
@@ -153,9 +154,14 @@ def _choose_writer(request: str) -> Callable[[str, Material], str]:
         return _write_code
     if asks_for_table(request):
         return _write_table
+    return _WRITERS[find_ask(request)[1]]
+
+
+def find_ask(request: str) -> tuple[int, str]:
+    """Return where a request asks for something, and in which form."""
     head = request[:700]
-    places = [(found.start(), form) for form, pattern in _COMPILED if (found := pattern.search(head))]
-    return _WRITERS[min(places)[1] if places else "advice"]
+    return min(((found.start(), form) for form, pattern in _COMPILED if (found := pattern.search(head))),
+               default=(0, "advice"))  # fmt: skip
 
 
 def _round_off(text: str, request: str, material: Material) -> str:

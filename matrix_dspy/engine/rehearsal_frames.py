@@ -22,7 +22,7 @@ LEADS = (
     "{thing} did not go as hoped, and {person} noticed",
     "we tried {tool} for {count} weeks and saved only {percent}",
     "nobody {place} has time to {task}",
-    "only {count} of {number} people came, and {object} stayed half done",
+    "only {count} of {big} people came, and {object} stayed half done",
     "{tool} arrived yesterday, but I have never used one",
     "I am new to {task_ing}",
     "I spent {money} on {tool} and am not sure it was right",

@@ -160,5 +160,6 @@ def sentence(text: str) -> str:
     text = text.strip()
     if not text:
         return text
-    text = text[0].upper() + text[1:]
+    begin = 1 if text[0] in "\"'“" and len(text) > 1 else 0
+    text = text[:begin] + text[begin].upper() + text[begin + 1 :]
     return text if text[-1] in ".!?:\"'”" else text + "."

@@ -12,6 +12,7 @@ LEXICON = Path(__file__).parent.parent / "data" / "lexicon"
 _STRIP = str.maketrans(dict.fromkeys(string.punctuation.replace("'", "") + "’“”«»…—–\n\t", " "))
 _LISTS = ("keywords", "tasks", "objects", "problems", "people", "places", "tools", "goals", "topics", "facts")
 _STOP = """
+    four five six seven eight nine ten eleven twelve
     a about above actually after again against all also always am an and another any anyone anything are around as asked
     at away back be because been before being below best better between both but by came can cannot could day days did
     do does doing done down during each either else end enough even ever every everyone everything few find first for

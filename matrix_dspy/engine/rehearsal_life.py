@@ -195,6 +195,8 @@ def _cut_phrase(kept: list[str]) -> str:
     return " ".join(kept).rstrip(",;:")
 
 
+_MOST_FOLDED = 14
+"""Memories told at nine words each, the shortest that still says something, within the 120 words of a summary."""
 _DANGLERS = """
     so about after before using without instead until although a an the and or of to for with by in on at from that
     which who because but as is was my their
@@ -211,6 +213,7 @@ def find_actor(event: str) -> str:
 def fold_memory(scene: Scene) -> dict[str, Any]:
     """Fold memories into at most 120 words, the latest kept fullest."""
     memories = scene.items("memories")
+    memories = memories if len(memories) <= _MOST_FOLDED else [*memories[:2], *memories[2 - _MOST_FOLDED :]]
     budget = 60 if scene.is_low else 112
     size = max(9, min(24, budget // max(1, len(memories))))
     told = [sentence(_with_round(memory, first_clause(memory, size))) for memory in memories]

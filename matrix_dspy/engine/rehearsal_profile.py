@@ -39,6 +39,11 @@ _WORKS = [
     (re.compile(rf"\b(?:the )?(?:[A-Z][\w'’&.-]+ ){{1,4}}(?:{names})\b(?:\.(?=\s+[a-z]))?(?: of [A-Z]\w+)?"), put)
     for names, put in _PLACES_OF_WORK.items()
 ]
+_WORK = re.compile("|".join(_PLACES_OF_WORK))
+_AT, _DOT, _DIGITS, _LONG_RUN = (
+    re.compile(marks) for marks in (r"@|u/", r"//|\w\.\w", r"\d{2}|\d[/.]|\d [A-Z]", r"\d{6}")
+)
+"""What a text must hold before a slower pattern is worth a try."""
 _TITLED = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Miss|Prof|Sir)\.? [A-Z][\w'’-]+(?: [A-Z][\w'’-]+)?")
 _KIN = re.compile(
     r"\b((?:my|his|her|their|our) (?:\w+ )?(?:sister|brother|wife|husband|partner|son|daughter|mother|"
@@ -67,21 +72,26 @@ def _build_hider(name: str, pseudonym: str) -> Callable[[str], str]:
     border = r"\b" if name.isascii() else ""
     whole = re.compile(border + re.escape(name.strip()) + border, re.IGNORECASE) if name.strip() else None
     joined = {part for part in put if len(part) >= 4}
+    choice = "|".join(map(re.escape, put))
+    parts = re.compile(rf"(?<![^\W\d_])(?:{choice})(?![^\W\d_])", re.IGNORECASE) if put else None
 
     def hide(text: str) -> str:
         text = _hide_contacts(text)
         if whole is not None:
             text = whole.sub(lambda _: pseudonym, text)
-        text = " ".join(_hide_handle(word, joined) for word in text.split(" "))
-        text = _PART.sub(lambda found: _swap(found[0], put), text)
+        if any(part in text.lower() for part in joined):
+            text = " ".join(_hide_handle(word, joined) for word in text.split(" "))
+        if parts is not None:
+            text = parts.sub(lambda found: _swap(found[0], put), text)
         return tidy(_hide_others(text, {*new, *pseudonym.split()}))
 
     return hide
 
 
 def _hide_contacts(text: str) -> str:
-    for pattern, put in _CONTACTS:
-        text = pattern.sub(put, text)
+    for marks, pattern, put in _CONTACTS:
+        if marks.search(text):
+            text = pattern.sub(put, text)
     return text
 
 
@@ -90,15 +100,15 @@ def _round_number(found: re.Match[str]) -> str:
 
 
 _CONTACTS = (
-    (_EMAIL, "by mail"),
-    (_URL, "a web page"),
-    (_HANDLE, "a friend online"),
-    (_ADDRESS, "a street nearby"),
-    (_DATE, "some time ago"),
-    (_PHONE, _round_number),
-    (_LONG_NUMBER, "many"),
+    (_AT, _EMAIL, "by mail"),
+    (_DOT, _URL, "a web page"),
+    (_AT, _HANDLE, "a friend online"),
+    (_DIGITS, _ADDRESS, "a street nearby"),
+    (_DIGITS, _DATE, "some time ago"),
+    (_DIGITS, _PHONE, _round_number),
+    (_LONG_RUN, _LONG_NUMBER, "many"),
 )
-"""What points to one person, and what stands in its place."""
+"""What points to one person: its marks, its pattern, and what stands in its place."""
 
 
 def _swap(word: str, put: dict[str, str]) -> str:
@@ -117,8 +127,9 @@ def _hide_handle(word: str, parts: set[str]) -> str:
 
 
 def _hide_others(text: str, allowed: set[str]) -> str:
-    for pattern, put in _WORKS:
-        text = pattern.sub(put, text)
+    if _WORK.search(text):
+        for pattern, put in _WORKS:
+            text = pattern.sub(put, text)
     text = _TITLED.sub(lambda found: found[0] if allowed & set(found[0].split()) else "a professional", text)
     text = _KIN.sub(lambda found: found[0] if allowed & set(found[0].split()) else found[1], text)
     return _CAPITALISED.sub(lambda found: _hide_given_name(found, allowed), text)
@@ -179,19 +190,20 @@ def _find_detail(scene: Scene, kept: str) -> str | None:
     if not name.isascii() and name in kept:
         return "the original name"
     original = "\n".join([scene.text("description"), *scene.items("history")])
-    for handle in _HANDLE.findall(original):
+    for handle in _HANDLE.findall(original) if "@" in original or "u/" in original else ():
         bare = handle.lstrip("@/").removeprefix("u/")
         if len(bare) > 3 and bare.lower() in kept.lower():
             return "a user name"
-    patterns = (
-        (_EMAIL, "an e-mail address"),
-        (_URL, "a link"),
-        (_HANDLE, "a user name"),
-        (_ADDRESS, "a street address"),
-    )
-    return next((words for pattern, words in patterns if pattern.search(kept)), None) or (
-        "a long number" if _LONG_NUMBER.search(kept) else None
-    )
+    return next((words for marks, pattern, words in _DETAILS if marks.search(kept) and pattern.search(kept)), None)
+
+
+_DETAILS = (
+    (_AT, _EMAIL, "an e-mail address"),
+    (_DOT, _URL, "a link"),
+    (_AT, _HANDLE, "a user name"),
+    (_DIGITS, _ADDRESS, "a street address"),
+    (_LONG_RUN, _LONG_NUMBER, "a long number"),
+)
 
 
 _DECIDES = (

@@ -24,8 +24,9 @@ class Identifiers:
         # a part counts as written or capitalised, not in small letters: Will is a name, will is a verb
         forms = {form for part in parts for form in (part, part.capitalize(), part.upper())}
         forms -= {part.lower() for part in parts if part != part.lower()}
-        handles = {handle.lstrip("@") for handle in profile.handles if len(handle.lstrip("@")) >= SHORTEST_PART}
-        self._anywhere = _any_of({name, *handles}, re.IGNORECASE)
+        whole = [name] if len(name.split()) > 1 else []
+        handles = [handle for handle in profile.telling_handles if len(handle) >= SHORTEST_PART]
+        self._anywhere = _any_of({*whole, *handles}, re.IGNORECASE)
         self._as_written = _any_of(forms, 0)
 
     def scrub(self, text: str) -> str:

@@ -6,21 +6,26 @@ from collections.abc import Iterator, Sequence
 from matrix_dspy.text import words
 from matrix_dspy.types import Profile
 
-WOMEN = """
+
+def _split(names: str) -> tuple[str, ...]:
+    return tuple(names.split())
+
+
+WOMEN = _split("""
     Adela Alma Anouk Astrid Beata Berta Brena Calla Clea Cosima Dagny Delia Edda Elara Elke Enid Etta Farah
     Fenna Fiora Freya Gelsa Greta Halima Hedda Hester Ilka Ines Iris Jalila Jella Jorun Kaia Keiko Kenza Lale
     Leona Liesel Lotte Mabel Malin Marit Meera Mirela Nella Nesta Noor Odile Orla Paloma Petra Ragna Ramona Rhea
     Sabela Saskia Senna Sigrid Sunniva Tamar Thea Tilda Tora Una Valda Vera Viola Wanda Wilma Xenia Yara Yusra
     Zelda Zora
-""".split()
-MEN = """
+""")
+MEN = _split("""
     Alban Amos Anton Arlo Aurel Benno Boris Bruno Carel Casimir Cecil Conrad Damir Desmond Dorian Edwin Eike
     Eldon Emeric Esben Fabian Ferris Flavio Gareth Gideon Gunnar Hanno Helmer Hugo Idris Imre Ingram Isidor Ivor
     Jarek Jonas Jude Kamal Karim Kilian Lambert Levin Linus Lorcan Ludo Magnus Marek Matteo Milo Nadim Nico Nils
     Olav Oswin Otis Pascal Rafael Rasmus Remy Rufus Selim Silas Tarek Timon Ulric Vidar Walid Yorick Zeno
-""".split()
+""")
 FIRST_NAMES = WOMEN + MEN
-LAST_NAMES = """
+LAST_NAMES = _split("""
     Abbing Ackroyd Alderney Almgren Amsel Anselm Arkady Ashgrove Averin Balog Bannister Barden Belmont Bexley
     Birkeland Blackwood Bodnar Borealis Brandt Brightwell Bruun Calloway Carrow Castell Cavendar Chaudry Clement
     Cordova Coulter Crane Dahlin Dalgaard Danforth Darrow Delacroy Denholm Dreyer Dunmore Eastham Eklund Elsner
@@ -32,7 +37,7 @@ LAST_NAMES = """
     Ravn Redmond Reyes Rosmer Rowntree Sabatier Sandoval Santoro Selwyn Severin Shaw Sinclair Soren Stanhope
     Sterling Sundby Talbot Tanaka Thackeray Thorne Tolland Ueda Ulriksen Vance Varga Vasiliou Verhoeven
     Wakefield Wendel Westbrook Whitlock Winther Wolcott Yates Yilmaz Zeller
-""".split()
+""")
 
 
 def choose_pseudonyms(profiles: Sequence[Profile], seed: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 In: a path, and where a column's use cannot be guessed, a mapping. Out: cleaned `Profile` rows, and a `Rejected` row
 for each that could not be used. A file that cannot be used at all is a `TableError`; a bad row never is.
-Who anybody really is stays in memory only: anonymising and checking follow in `anonymising`.
+Who anybody really is stays in memory only: anonymising and checking follow in `agents`.
 """
 
 import csv
@@ -225,7 +225,11 @@ def _check_object(file: str, number: int, value: Any, where: str) -> _Source:
 
 def _read_separated(path: Path, data: bytes, separator: str) -> Iterator[_Source]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader(io.StringIO(_decode(data), newline=""), delimiter=separator)
+    text = _decode(data)
+    header = text.partition("\n")[0]
+    # a spreadsheet writes semicolons where the comma is the decimal mark
+    separator = max((separator, ";", "\t", "|"), key=header.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     try:
         for number, row in enumerate(reader, 1):
             if any(isinstance(value, str) and value.strip() for value in row.values()):

@@ -13,11 +13,16 @@ from matrix_dspy import __version__
 from matrix_dspy.bulk.folder import RunFolder
 from matrix_dspy.config import Config, KindConfig
 from matrix_dspy.curation.filters import read_refusal_version
-from matrix_dspy.loading import hash_prompt, list_programs, load_program
+from matrix_dspy.loading import hash_prompt, load_program
 from matrix_dspy.text import count_words
 from matrix_dspy.types import AnonymousProfile, Event, Example, Group, Instruction, Rejected, Scenario
 
 N_SAMPLES = 5
+PROGRAMS_USED = (
+    *("anonymiser", "privacy_checker", "goal_setter", "planner", "actor", "memory_keeper", "intra_router"),
+    *("inter_router", "reception_router", "scenario_writer", "instruction_writer", "responder"),
+)
+"""What a run of `generate` may call; the other programs are for those who compose their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ def _build_context(figures: Figures, run_id: str) -> dict[str, Any]:
         "relevance": _describe([row.relevance for row in figures.instructions if row.relevance is not None]),
         "samples": sorted(figures.examples, key=lambda row: row.example_id)[:N_SAMPLES],
         "refusal_version": read_refusal_version(),
-        "programs": [(name, hash_prompt(load_program(name))[:16]) for name in list_programs()],
+        "programs": [(name, hash_prompt(load_program(name))[:16]) for name in PROGRAMS_USED],
         "size": _size_category(figures.n_kept),
     }
 

@@ -36,6 +36,10 @@ def describe_run(path: Path) -> Iterator[str]:
     identity = run["identity"]
     models = ", ".join(f"{role} {name}" for role, name in identity["models"].items())
     yield f"{path}: {identity['command']}, recipe {identity['recipe']}, seed {identity['seed']}, models: {models}"
+    if not (path / "tables" / "rejected.parquet").is_file():
+        n_lines = sum(file.read_bytes().count(b"\n") for file in (path / "journal").glob("*.jsonl"))
+        yield f"stopped before its tables were written; {n_lines:,} completions are journaled: run its command again"
+        return
     for noun in NOUNS:
         if (path / "tables" / f"{noun}.parquet").is_file():
             yield f"  {noun:13} {len(read_run_table(path, noun)):>9,}"

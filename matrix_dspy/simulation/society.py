@@ -88,7 +88,13 @@ def form_groups(agents: Sequence[Agent], config: Config, embedder: Embedder) -> 
 def describe_group(members: Sequence[Agent]) -> str:
     """Describe a group before anything has happened, from its members' descriptions and goals."""
     each = max(8, DESCRIPTION_WORDS // len(members))
-    return " ".join(f"{agent.name}: {one_line(shorten(agent.description, each)).rstrip(' .,;:')}." for agent in members)
+    return " ".join(f"{agent.name}: {_cut(agent.description, each)}" for agent in members)
+
+
+def _cut(text: str, n_words: int) -> str:
+    """Return the first words of a text as one line, marked where it was cut."""
+    short = one_line(shorten(text, n_words)).rstrip(" .,;:")
+    return f"{short}." if len(short.split()) == len(text.split()) else f"{short} ..."
 
 
 class Society:

@@ -338,7 +338,7 @@ def test_the_state_of_the_last_start_is_kept(tmp_path: Path):
 
 
 def test_a_config_without_a_value_can_be_written(tmp_path: Path):
-    folder = RunFolder.open(tmp_path / "run", "generate", Config(sampling={"x": {"top_p": None}}), MODELS)  # pyright: ignore
+    folder = RunFolder.open(tmp_path / "run", "generate", Config(sampling={"actor": {"top_p": None}}), MODELS)  # pyright: ignore
 
     with folder:
         assert "top_p" not in folder.path.joinpath("run.toml").read_text("utf-8")

@@ -442,3 +442,34 @@ def test_a_null_input_is_a_bad_row_and_costs_no_call():
 
     assert result["error"].to_list() == [None, "bad input: column 'word' is null"]
     assert len(engine.asked) == 1
+
+
+class Prefixed(dspy.Module):
+    """One predictor behind a method that changes its input; only `forward`, as most modules are written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shout = dspy.Predict("word -> loud, length: int")
+
+    def forward(self, text: str) -> dspy.Prediction:
+        return self.shout(word=f"post {text}")
+
+
+def test_a_module_with_a_method_of_its_own_runs_through_it():
+    result = run_program(Prefixed(), WORDS.select(text="word"), lm=Toy(shout))
+
+    assert result["loud"].to_list() == ["POST ONE", "POST THREE", "POST FIVE"]
+
+
+def test_arguments_of_the_wrong_kind_get_one_clear_sentence():
+    shouter = make_shouter()
+
+    for words, arguments, options in (
+        ("dspy.Predict", ("word -> loud", WORDS), {}),
+        ("collect", (shouter, WORDS.lazy()), {}),
+        ("--lm", (shouter, WORDS), {"lm": 3}),
+        ("temperature", (shouter, WORDS), {"temperature": 9}),
+        ("concurrency", (shouter, WORDS), {"concurrency": 0}),
+    ):
+        with pytest.raises((ConfigError, TableError), match=words):
+            run_program(*arguments, **options)

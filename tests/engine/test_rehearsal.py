@@ -13,6 +13,7 @@ from typing import Any, Literal
 import dspy
 import pytest
 from dspy.adapters.base import Adapter
+from dspy.signatures import make_signature
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
@@ -329,7 +330,7 @@ def test_any_signature_gets_a_valid_answer(
         "hints": (list[str], dspy.InputField(desc="if any")),
     }
     fields |= {f"out_{i}": (kind, dspy.OutputField(desc="some value")) for i, kind in enumerate(annotations)}
-    signature: Any = dspy.Signature(fields, "Answer the question.")
+    signature: Any = make_signature(fields, "Answer the question.")
     if has_reasoning:
         signature = signature.prepend("reasoning", dspy.OutputField(), str)
     inputs = {"question": "Which bearing fits the pump?", "hints": ["cheap"]}
@@ -358,7 +359,7 @@ def test_a_response_schema_is_followed_in_plain_chat() -> None:
 
 
 def test_a_known_field_name_of_another_type_is_still_answered_in_that_type() -> None:
-    signature: Any = dspy.Signature("persona -> plan: int, action: list[bool]")
+    signature: Any = make_signature("persona -> plan: int, action: list[bool]")
 
     found = ADAPTERS[0].parse(signature, say(ADAPTERS[0].format(signature, [], {"persona": "a nurse"})))
 
@@ -525,7 +526,7 @@ def test_instructions_keep_their_length_and_name_nobody(instructions: list[str])
 
 def test_ratings_rise_with_what_a_message_holds() -> None:
     full = (
-        "We have $400 and 6 weeks to repaint a classroom of 40 square metres. Compare two kinds of wall paint in a table "
+        "We have $400 and 6 weeks to repaint a classroom of 40 square metres. Compare two paints in a table "
         "with price, drying time and smell, then plan the work for 3 parents who can only come on Saturdays."
     )
 

@@ -157,3 +157,20 @@ def test_a_nameless_profile_is_searched_for_contacts_all_the_same():
 
     assert identifiers.check(answer("A beekeeper.", "Sold honey.")) is None
     assert identifiers.check(answer("Call 07946001812.", "Sold honey.")) is not None
+
+
+def test_a_user_name_or_single_name_that_is_an_ordinary_word_does_not_block_the_word() -> None:
+    will = Profile(
+        profile_id="profile-1",
+        name="Will",
+        description="I work as a baker and will not stop.",
+        handles=("@baker",),
+        origin="a file",
+        licence="CC0",
+    )
+
+    check = Identifiers(will).check
+
+    assert check({"anonymous_description": "Nils works as a baker and will not stop.", "anonymous_history": []}) is None
+    assert check({"anonymous_description": "Will works as a baker.", "anonymous_history": []}) is not None
+    assert check({"anonymous_description": "Write to @baker.", "anonymous_history": []}) is not None
