@@ -32,8 +32,9 @@ class MakePlan(dspy.Signature):
 
     Write 3 to 8 steps in the order they will be taken. A step is one thing the person can do in days or a few weeks
     with the means they have: it starts with a verb, names what is done with whom or with what, and takes at most
-    twenty words ("Ask two neighbours with vans what they charge for a Saturday"). Let steps involve other people now and then (ask, show, agree, sell, teach), since others may come to
-    hear of them. Build on what the memory says has happened already; do not plan again what is done.
+    twenty words ("Ask two neighbours with vans what they charge for a Saturday"). Let steps involve other people now
+    and then (ask, show, agree, sell, teach), since others may come to hear of them. Build on what the memory says has
+    happened already; do not plan again what is done.
     """
 
     persona: str = dspy.InputField(desc="name, description, personality and life goal")

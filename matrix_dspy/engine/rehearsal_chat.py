@@ -28,7 +28,8 @@ from matrix_dspy.engine.rehearsal_traits import (
 _LONGEST_READ = 6000
 _PHRASE = (
     r" (?!for |of |with |on |about |me |you |a talk )((?:the |a |an |my |our |your )?[a-z][a-z'-]+(?: [a-z'-]+){0,6}?)"
-    r"(?=[.,;:?!\"\n]| (?:so|that|when|who|over|in|on|at|from|if|and|to|by|is|under|without|worth|both|like|spoiling) | [A-Z0-9$]|$)"
+    r"(?=[.,;:?!\"\n]| (?:so|that|when|who|over|in|on|at|from|if|and|to|by|is|under|without"
+    r"|worth|both|like|spoiling|goes|has|have|will|can|may|for) | [A-Z0-9$]|$)"
 )
 _ABOUT = (
     re.compile(r"\b(?:about|on|regarding|behind|handle|explain|toward)" + _PHRASE),
@@ -67,7 +68,7 @@ _FORMS = (
     ("comparison", r"\bcompare\b|\bpros and cons\b|\bwhich is\b|\bbetter\b|\bweigh\b|\bchoose between\b|\bshould i\b"),
     (
         "list",
-        r"\blist\b|\bchecklist\b|\bideas\b|\bbrainstorm\b|\bname \w+ things\b|\bquestions\b|\bwhich \w+ things\b",
+        r"\blist (?:the|what|\w+ \w+)\b|\bchecklist\b|\bideas\b|\bbrainstorm\b|\bname \w+ things\b|\bquestions\b|\bwhich \w+ things\b",
     ),
     (
         "steps",
