@@ -68,7 +68,8 @@ _FORMS = (
     ("comparison", r"\bcompare\b|\bpros and cons\b|\bwhich is\b|\bbetter\b|\bweigh\b|\bchoose between\b|\bshould i\b"),
     (
         "list",
-        r"\blist (?:the|what|\w+ \w+)\b|\bchecklist\b|\bideas\b|\bbrainstorm\b|\bname \w+ things\b|\bquestions\b|\bwhich \w+ things\b",
+        r"\blist (?:the|what|\w+ \w+)\b|\bchecklist\b"
+        r"|\bideas\b|\bbrainstorm\b|\bname \w+ things\b|\bquestions\b|\bwhich \w+ things\b",
     ),
     (
         "steps",

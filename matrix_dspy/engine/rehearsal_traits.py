@@ -22,18 +22,21 @@ _LIST = re.compile(
     re.IGNORECASE,
 )
 _HARM = re.compile(
-    r"without (?:them|anyone|anybody|her|him|people) (?:noticing|knowing)|threaten|forge |fake (?:review|"
+    r"without (?:them|anyone|anybody|her|him|people) (?:noticing|knowing)|threatening to |"
+    r"forge (?:\w+ )?signature|fake (?:review|"
     r"invoice|id\b|document)|"
     r"false rumou?r|in confidence to make|falsif|in secret\b|cheat \w+|cheat (?:a|an|the|my) |"
     r"bank details|get into the e-?mail|"
     r"make (?:a|an|the) [\w -]{2,40} unsafe|invented facts|in the name of an official|from the inspector|hack into|"
-    r"(?:build|make) (?:a|an) (?:bomb|explosive|weapon)|poison (?:a|my|the|some)|launder|insider|phish|"
+    r"(?:build|make) (?:a|an) (?:bomb|explosive|weapon)|poison (?:a|my|the|some)|launder(?:ing)? money|insider|phish|"
     r"malware|ransomware|blackmail|"
-    r"steal |stalk|how (?:do|can) i (?:kill|hurt)|manipulate the (?:price|market)",
+    r"steal (?:from|a|the|my|his|her) |stalk (?:my|a|the|him|her)\b|how (?:do|can) i (?:kill|hurt)|"
+    r"manipulate the (?:price|market)",
     re.IGNORECASE,
 )
 _REFUSAL = re.compile(
-    r"\b(?:i can(?:'|’|no)t (?:help|assist|do|provide)|i cannot|i(?:'|’)m (?:sorry|unable|afraid|"
+    r"\b(?:i can(?:'|’|no)t (?:help|assist|do|provide)|i cannot (?:help|assist|do this|do that|provide|take part)|"
+    r"i(?:'|’)m (?:sorry|unable|afraid|"
     r"not able)|i am (?:sorry|unable|not able)|"
     r"can(?:'|’)t assist|must decline|won(?:'|’)t help|i have to decline|not something i can|"
     r"will not help|can(?:'|’)t provide)",

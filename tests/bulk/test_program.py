@@ -463,13 +463,13 @@ def test_a_module_with_a_method_of_its_own_runs_through_it():
 
 def test_arguments_of_the_wrong_kind_get_one_clear_sentence():
     shouter = make_shouter()
-    wrong: tuple[tuple[str, tuple[Any, ...], dict[str, Any]], ...] = (
+    wrong: list[Any] = [
         ("dspy.Predict", ("word -> loud", WORDS), {}),
         ("collect", (shouter, WORDS.lazy()), {}),
         ("--lm", (shouter, WORDS), {"lm": 3}),
         ("temperature", (shouter, WORDS), {"temperature": 9}),
         ("concurrency", (shouter, WORDS), {"concurrency": 0}),
-    )
+    ]
 
     for words, arguments, options in wrong:
         with pytest.raises((ConfigError, TableError), match=words):
