@@ -118,7 +118,7 @@ def rehearse(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1.")] = 8000,
 ) -> None:
     """Serve the rehearsal engine over the OpenAI chat protocol."""
-    from matrix_dspy.engine.rehearsal_server import serve_rehearsal
+    from matrix_dspy.engine.rehearsal.server import serve_rehearsal
 
     serve_rehearsal(spec, port=port)
 

@@ -30,6 +30,12 @@ _LOOSE_HEADER = re.compile(
 )
 
 
+_PREAMBLE = re.compile(
+    r"^\s*(?:sure|certainly|of course|okay|here(?:'s| is| are))\b[^\n]{0,80}[.:!][ \t]*\n+(?=\S)", re.IGNORECASE
+)
+"""What some models say before the one thing asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """The output fields, or why there are none."""
@@ -142,7 +148,8 @@ class Prompt:
             return rewritten
         if len(names) == 1 and "[[ ##" not in text and text.strip():
             (name,) = self.outputs
-            return f"[[ ## {name} ## ]]\n{text}" if self.signature.output_fields[name].annotation is str else None
+            bare = _PREAMBLE.sub("", text, count=1)
+            return f"[[ ## {name} ## ]]\n{bare}" if self.signature.output_fields[name].annotation is str else None
         return _read_json_answer(text, self.outputs)
 
 

@@ -21,7 +21,7 @@ def build_engine(spec: str, **limits: Any) -> Engine:
     """
     spec = spec.strip()
     if spec == "rehearsal" or spec.startswith("rehearsal?"):
-        from matrix_dspy.engine.rehearsal import RehearsalEngine
+        from matrix_dspy.engine.rehearsal.engine import RehearsalEngine
 
         return RehearsalEngine.from_spec(spec, **limits)
     if spec.startswith(("http://", "https://")):

@@ -438,3 +438,11 @@ def test_only_the_chat_form_asks_for_its_stop_mark():
     assert make_prompt(Weigh).stop == (COMPLETED,)
     assert make_prompt(Weigh, dspy.JSONAdapter()).stop == ()
     assert Prompt.of(Responder()).stop == ()
+
+
+def test_a_bare_answer_to_a_single_text_field_loses_its_preamble() -> None:
+    prompt = Prompt(dspy.Predict("topic -> line"))
+
+    for text in ("Here is my answer.\n\nBread rises.", "Sure! Here you go:\nBread rises.", "Bread rises."):
+        assert prompt.parse(text).fields == {"line": "Bread rises."}
+    assert prompt.parse("Here is where bread rises.").fields == {"line": "Here is where bread rises."}

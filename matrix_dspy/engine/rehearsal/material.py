@@ -4,7 +4,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from matrix_dspy.engine.rehearsal_grammar import (
+from matrix_dspy.engine.rehearsal.grammar import (
     agree,
     bare,
     gerund_phrase,
@@ -13,7 +13,7 @@ from matrix_dspy.engine.rehearsal_grammar import (
     past_phrase,
     sentence,
 )
-from matrix_dspy.engine.rehearsal_lexicon import STOP_WORDS, Domain, content_words, detect_domains, load_lexicon
+from matrix_dspy.engine.rehearsal.lexicon import STOP_WORDS, Domain, content_words, detect_domains, load_lexicon
 
 _PLURALS = ("tasks", "objects", "problems", "people", "places", "tools", "goals", "topics", "facts")
 _SINGULARS = {"people": "person"} | {plural: plural.removesuffix("s") for plural in _PLURALS if plural != "people"}

@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from matrix_dspy.engine.rehearsal_grammar import sentence
-from matrix_dspy.engine.rehearsal_lexicon import LEXICON, STOP_WORDS, content_words
-from matrix_dspy.engine.rehearsal_material import tidy
-from matrix_dspy.engine.rehearsal_scene import Scene
+from matrix_dspy.engine.rehearsal.grammar import sentence
+from matrix_dspy.engine.rehearsal.lexicon import LEXICON, STOP_WORDS, content_words
+from matrix_dspy.engine.rehearsal.material import tidy
+from matrix_dspy.engine.rehearsal.scene import Scene
 
 _PART = re.compile(r"[^\W\d_]{2,}")
 _EMAIL = re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}\b")

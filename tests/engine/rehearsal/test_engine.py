@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from matrix_dspy.engine.base import Completion, Request, Sampling
-from matrix_dspy.engine.rehearsal import Dials, RehearsalEngine, write_completions
-from matrix_dspy.engine.rehearsal_grammar import gerund, mend_articles, past, sentence, third_person
-from matrix_dspy.engine.rehearsal_lexicon import detect_domains, load_lexicon
-from matrix_dspy.engine.rehearsal_traits import is_refusal
+from matrix_dspy.engine.rehearsal.engine import Dials, RehearsalEngine, write_completions
+from matrix_dspy.engine.rehearsal.grammar import gerund, mend_articles, past, sentence, third_person
+from matrix_dspy.engine.rehearsal.lexicon import detect_domains, load_lexicon
+from matrix_dspy.engine.rehearsal.traits import is_refusal
 from matrix_dspy.errors import ConfigError
 from matrix_dspy.programs import agent, critique, instruction, judge, modulator, profile, response, scenario
 from matrix_dspy.programs.base import Program

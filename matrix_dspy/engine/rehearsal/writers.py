@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from functools import partial
 
-from matrix_dspy.engine.rehearsal_chat import revise_from_scratch, write_response
-from matrix_dspy.engine.rehearsal_group import receive_events, route_action, write_scenario
-from matrix_dspy.engine.rehearsal_life import act, fold_memory, make_plan
-from matrix_dspy.engine.rehearsal_profile import anonymise, check_privacy, set_goal
-from matrix_dspy.engine.rehearsal_requests import write_follow_up, write_instruction
-from matrix_dspy.engine.rehearsal_scene import Writer
-from matrix_dspy.engine.rehearsal_verdicts import criticise, judge_response, rate_instruction, revise
+from matrix_dspy.engine.rehearsal.chat import revise_from_scratch, write_response
+from matrix_dspy.engine.rehearsal.group import receive_events, route_action, write_scenario
+from matrix_dspy.engine.rehearsal.life import act, fold_memory, make_plan
+from matrix_dspy.engine.rehearsal.profile import anonymise, check_privacy, set_goal
+from matrix_dspy.engine.rehearsal.requests import write_follow_up, write_instruction
+from matrix_dspy.engine.rehearsal.scene import Writer
+from matrix_dspy.engine.rehearsal.verdicts import criticise, judge_response, rate_instruction, revise
 
 _THOUGHTS = frozenset({"reasoning", "rationale", "thought"})
 WRITERS: dict[frozenset[str], Writer] = {

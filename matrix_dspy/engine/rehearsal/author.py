@@ -10,12 +10,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from matrix_dspy.engine.rehearsal_chat import write_chat
-from matrix_dspy.engine.rehearsal_material import tidy
-from matrix_dspy.engine.rehearsal_prompt import Layout, OutputField, Prompt, Schema
-from matrix_dspy.engine.rehearsal_scene import Scene, Skill, Writer
-from matrix_dspy.engine.rehearsal_schema import build_value
-from matrix_dspy.engine.rehearsal_writers import find_writer
+from matrix_dspy.engine.rehearsal.chat import write_chat
+from matrix_dspy.engine.rehearsal.material import tidy
+from matrix_dspy.engine.rehearsal.prompt import Layout, OutputField, Prompt, Schema
+from matrix_dspy.engine.rehearsal.scene import Scene, Skill, Writer
+from matrix_dspy.engine.rehearsal.schema import build_value
+from matrix_dspy.engine.rehearsal.writers import find_writer
 
 __all__ = ["Skill", "break_answer", "cut_answer", "refuse", "write_answer"]
 

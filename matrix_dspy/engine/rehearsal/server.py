@@ -16,7 +16,7 @@ import orjson
 from aiohttp import web
 
 from matrix_dspy.engine.base import Sampling
-from matrix_dspy.engine.rehearsal import (
+from matrix_dspy.engine.rehearsal.engine import (
     MODEL,
     Dials,
     Fault,

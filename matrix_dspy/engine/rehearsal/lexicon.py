@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LEXICON = Path(__file__).parent.parent / "data" / "lexicon"
+LEXICON = Path(__file__).parents[2] / "data" / "lexicon"
 _STRIP = str.maketrans(dict.fromkeys(string.punctuation.replace("'", "") + "’“”«»…—–\n\t", " "))
 _LISTS = ("keywords", "tasks", "objects", "problems", "people", "places", "tools", "goals", "topics", "facts")
 _STOP = """

@@ -14,8 +14,8 @@ import pytest
 
 from matrix_dspy.engine.base import Request, Sampling
 from matrix_dspy.engine.endpoint import EndpointEngine
-from matrix_dspy.engine.rehearsal import Dials, RehearsalEngine, write_completions
-from matrix_dspy.engine.rehearsal_server import start_rehearsal_server
+from matrix_dspy.engine.rehearsal.engine import Dials, RehearsalEngine, write_completions
+from matrix_dspy.engine.rehearsal.server import start_rehearsal_server
 from matrix_dspy.errors import ConfigError, EngineError
 
 Session = aiohttp.ClientSession
@@ -220,7 +220,7 @@ def test_a_bad_dial_or_a_taken_port_is_said_at_once() -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_serving_prints_its_address_and_ends_cleanly(end: signal.Signals) -> None:
-    code = "from matrix_dspy.engine.rehearsal_server import serve_rehearsal; serve_rehearsal('rehearsal', port=0)"
+    code = "from matrix_dspy.engine.rehearsal.server import serve_rehearsal; serve_rehearsal('rehearsal', port=0)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout
     line = process.stdout.readline()

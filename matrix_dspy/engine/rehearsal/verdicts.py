@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from matrix_dspy.engine.rehearsal_grammar import second_person, sentence
-from matrix_dspy.engine.rehearsal_group import join
-from matrix_dspy.engine.rehearsal_lexicon import content_words, detect_domains, load_lexicon, split_words
-from matrix_dspy.engine.rehearsal_material import Material, lift_things, tidy
-from matrix_dspy.engine.rehearsal_scene import Scene
-from matrix_dspy.engine.rehearsal_traits import (
+from matrix_dspy.engine.rehearsal.grammar import second_person, sentence
+from matrix_dspy.engine.rehearsal.group import join
+from matrix_dspy.engine.rehearsal.lexicon import content_words, detect_domains, load_lexicon, split_words
+from matrix_dspy.engine.rehearsal.material import Material, lift_things, tidy
+from matrix_dspy.engine.rehearsal.scene import Scene
+from matrix_dspy.engine.rehearsal.traits import (
     asks_for_code,
     asks_for_list,
     asks_for_table,

@@ -5,11 +5,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from matrix_dspy.engine.rehearsal_grammar import sentence
-from matrix_dspy.engine.rehearsal_lexicon import content_words, detect_domains
-from matrix_dspy.engine.rehearsal_life import find_actor, first_clause, read_things
-from matrix_dspy.engine.rehearsal_material import tidy
-from matrix_dspy.engine.rehearsal_scene import Scene, read_name, read_number
+from matrix_dspy.engine.rehearsal.grammar import sentence
+from matrix_dspy.engine.rehearsal.lexicon import content_words, detect_domains
+from matrix_dspy.engine.rehearsal.life import find_actor, first_clause, read_things
+from matrix_dspy.engine.rehearsal.material import tidy
+from matrix_dspy.engine.rehearsal.scene import Scene, read_name, read_number
 from matrix_dspy.text import count_words, shorten
 
 NOBODY_WITHIN = 0.35

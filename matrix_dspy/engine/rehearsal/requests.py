@@ -1,7 +1,7 @@
 """Instructions in rehearsal: what a person in some field would type to an assistant, as the requirement asks.
 
 A simple one is a lead, an ask and a limit, each one of many frames over the field's phrases; a specialised one adds
-given data, a format, an audience. Frames live in `rehearsal_frames`.
+given data, a format, an audience. Frames live in `frames`.
 """
 
 import random
@@ -9,11 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from matrix_dspy.engine import rehearsal_frames as frames
-from matrix_dspy.engine.rehearsal_grammar import sentence
-from matrix_dspy.engine.rehearsal_lexicon import detect_domains
-from matrix_dspy.engine.rehearsal_material import Material, lift_things, tidy
-from matrix_dspy.engine.rehearsal_scene import Scene
+from matrix_dspy.engine.rehearsal import frames
+from matrix_dspy.engine.rehearsal.grammar import sentence
+from matrix_dspy.engine.rehearsal.lexicon import detect_domains
+from matrix_dspy.engine.rehearsal.material import Material, lift_things, tidy
+from matrix_dspy.engine.rehearsal.scene import Scene
 from matrix_dspy.text import count_words, shorten
 
 _LINE = re.compile(r"^\W*(\w[\w ]{1,20}):\s*(.+)$", re.MULTILINE)

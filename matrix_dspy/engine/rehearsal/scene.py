@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from matrix_dspy.engine.rehearsal_grammar import third_person
-from matrix_dspy.engine.rehearsal_material import Material
-from matrix_dspy.engine.rehearsal_prompt import Prompt
+from matrix_dspy.engine.rehearsal.grammar import third_person
+from matrix_dspy.engine.rehearsal.material import Material
+from matrix_dspy.engine.rehearsal.prompt import Prompt
 
 Skill = Literal["low", "normal"]
 _NAME_LINE = re.compile(r"^\W*(?:name|persona)\W*:\s*\**\s*([^\n,;(]{2,60})", re.IGNORECASE | re.MULTILINE)

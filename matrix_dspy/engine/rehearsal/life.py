@@ -3,9 +3,9 @@
 import re
 from typing import Any
 
-from matrix_dspy.engine.rehearsal_grammar import past_phrase, sentence, third_person
-from matrix_dspy.engine.rehearsal_material import Material, lift_things, tidy
-from matrix_dspy.engine.rehearsal_scene import Scene
+from matrix_dspy.engine.rehearsal.grammar import past_phrase, sentence, third_person
+from matrix_dspy.engine.rehearsal.material import Material, lift_things, tidy
+from matrix_dspy.engine.rehearsal.scene import Scene
 from matrix_dspy.text import count_words, shorten
 
 _HEAD = re.compile(

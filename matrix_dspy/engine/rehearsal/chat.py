@@ -1,7 +1,7 @@
 """Plain chat in rehearsal: an answer on the request's topic, in the form the request asks for.
 
 The form is read off the request's own words; the stuff comes from the lexicon's domains and from nouns of the request.
-Frames live in `rehearsal_answers`.
+Frames live in `answers`.
 """
 
 import random
@@ -9,14 +9,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from matrix_dspy.engine import rehearsal_answers as frames
-from matrix_dspy.engine.rehearsal_code import write_code
-from matrix_dspy.engine.rehearsal_grammar import bare, second_person, sentence
-from matrix_dspy.engine.rehearsal_lexicon import STOP_WORDS, content_words
-from matrix_dspy.engine.rehearsal_material import Material, lift_things, tidy
-from matrix_dspy.engine.rehearsal_prompt import Prompt
-from matrix_dspy.engine.rehearsal_scene import Scene, Skill, strip_markers
-from matrix_dspy.engine.rehearsal_traits import (
+from matrix_dspy.engine.rehearsal import answers as frames
+from matrix_dspy.engine.rehearsal.code import write_code
+from matrix_dspy.engine.rehearsal.grammar import bare, second_person, sentence
+from matrix_dspy.engine.rehearsal.lexicon import STOP_WORDS, content_words
+from matrix_dspy.engine.rehearsal.material import Material, lift_things, tidy
+from matrix_dspy.engine.rehearsal.prompt import Prompt
+from matrix_dspy.engine.rehearsal.scene import Scene, Skill, strip_markers
+from matrix_dspy.engine.rehearsal.traits import (
     asks_for_code,
     asks_for_table,
     asks_for_thinking,

@@ -18,8 +18,8 @@ from urllib.parse import parse_qsl
 import orjson
 
 from matrix_dspy.engine.base import Completion, Engine, Request, Sampling, TransientError
-from matrix_dspy.engine.rehearsal_author import Skill, break_answer, cut_answer, refuse, write_answer
-from matrix_dspy.engine.rehearsal_prompt import read_prompt
+from matrix_dspy.engine.rehearsal.author import Skill, break_answer, cut_answer, refuse, write_answer
+from matrix_dspy.engine.rehearsal.prompt import read_prompt
 from matrix_dspy.errors import ConfigError, did_you_mean
 from matrix_dspy.text import estimate_tokens
 
