@@ -100,8 +100,8 @@ POINTS = (
 )
 SIDES = (
     (
-        "For {left} speaks that it is quick: {count} days are enough, and {person} can help. Against it "
-        "speaks the price of about {money}."
+        "In favour of {left} is its speed: {count} days are enough, and {person} can help. Against it "
+        "counts the price of about {money}."
     ),
     "{right:asks} for more patience, perhaps {count} weeks, but it also works when {problem:turns} up.",
     "On cost, {left:comes} to roughly {money} a month and {right} to {money}; the difference pays for {tool}.",

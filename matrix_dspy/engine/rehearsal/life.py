@@ -28,7 +28,7 @@ _ACTOR = re.compile(r"([A-Z][\w'’.-]*(?: [A-Z][\w'’.-]*){0,3})")
 _STEPS = (
     "Ask {person} to look over {object}",
     "{task1}, starting with {object}",
-    "{task1} and write down what it took",
+    "{task1}, keeping note of what it took",
     "Show {person} how to {task1}",
     "Agree with {person} on a date to {task1}",
     "Get hold of {tool} for under {money}",
@@ -41,7 +41,7 @@ _STEPS = (
     "Meet {person} {place} to talk about {topic}",
     "Try out {tool} for {count} days",
     "Sort out {object} before {month}",
-    "Sell what is not needed and buy {tool}",
+    "Sell what is not needed to pay for {tool}",
     "Teach {count} beginners about {topic}",
     "Compare {count} offers for {tool}",
     "Keep a record of {problem} for {count} weeks",
