@@ -98,6 +98,15 @@ def test_tables_do_not_depend_on_concurrency_or_latency(finished_run: Path, tmp_
         assert read_outputs(tmp_path / name) == read_outputs(finished_run)
 
 
+def test_tables_do_not_depend_on_the_process(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for hash_seed in ("1", "2", "3"):
+        monkeypatch.setenv("PYTHONHASHSEED", hash_seed)
+        assert run_cli("generate", "-q", *SMALL, "--out", tmp_path / hash_seed).returncode == 0
+        assert read_outputs(tmp_path / hash_seed) == read_outputs(finished_run)
+
+
 def test_another_seed_gives_other_rows(finished_run: Path, tmp_path: Path) -> None:
     assert run_cli("generate", "-q", *SMALL, "--seed", "1", "--out", tmp_path / "run").returncode == 0
 

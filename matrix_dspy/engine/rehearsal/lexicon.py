@@ -100,7 +100,8 @@ def detect_domains(text: str, n: int = 3) -> tuple[Domain, ...]:
     lexicon = load_lexicon()
     scores: Counter[int] = Counter()
     by_word = lexicon.by_word
-    for word in set(split_words(text[:6000])) & by_word.keys():
+    # in a fixed order: sums of floats depend on it, and sets are ordered anew in every process
+    for word in sorted(set(split_words(text[:6000])) & by_word.keys()):
         for position, weight in by_word[word]:
             scores[position] += weight  # pyright: ignore[reportArgumentType]
     if not scores:
