@@ -184,6 +184,8 @@ def _read_run(path: Path) -> dict[str, Any]:
 def _build_identity(command: str, config: Config, models: dict[str, str]) -> dict[str, Any]:
     """Return everything a run is, and nothing of how the work is done."""
     parts = config.model_dump(exclude={"n", "operation", "lm"}, mode="json")
+    # where a file lies is an address; what it is called goes into ids, what it holds into `inputs`
+    parts["population"]["profiles"] = Path(config.population.profiles).name
     sampling = {name: values.model_dump() for name, values in config.sampling.items()}
     return _drop_none({"command": command, **parts, "sampling": sampling, "models": models})
 
