@@ -172,15 +172,17 @@ def test_sigkill_at_random_instants_changes_nothing_and_repeats_at_most_what_was
     unbroken, broken = serve(FAULTS), serve(FAULTS)
     flags = ["-q", *SMALL, "--concurrency", "16"]
     assert run_cli("generate", *flags, "--lm", unbroken.url, "--out", tmp_path / "unbroken").returncode == 0
-    generator, n_kills = random.Random(7), 4
+    generator, n_kills, n_hit = random.Random(7), 4, 0
 
     for _ in range(n_kills):
         process = start_cli("generate", *flags, "--lm", broken.url, "--out", tmp_path / "broken")
         time.sleep(generator.uniform(1.5, 4.0))
+        n_hit += process.poll() is None
         process.kill()
         process.communicate()
     done = run_cli("generate", *flags, "--lm", broken.url, "--out", tmp_path / "broken")
 
+    assert n_hit > 0, "every run was over before it was killed"
     assert done.returncode == 0, done.stderr
     assert read_outputs(tmp_path / "broken") == read_outputs(tmp_path / "unbroken")
     assert broken.stats()["repeated"] - unbroken.stats()["repeated"] <= 16 * n_kills
