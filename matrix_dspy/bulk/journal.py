@@ -31,6 +31,11 @@ class CallKey:
     """0, or the number of the retry that a failed check asked for."""
     sample: int = 0
 
+    @property
+    def program(self) -> str:
+        """The purpose without the mark of a call asked again."""
+        return self.purpose.partition("+")[0]
+
     def __str__(self) -> str:
         return f"{self.stage}/{self.id}/{self.round}/{self.purpose}/{self.attempt}/{self.sample}"
 

@@ -6,7 +6,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from matrix_dspy.engine.base import Completion
+
 PLAIN_INTERVAL_S = 5.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one program has been asked so far."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    seconds: float = 0.0
+    """Sum of the calls' own times."""
 
 
 @dataclass(slots=True)
@@ -25,6 +39,10 @@ class Progress:
     in_flight: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens that servers found in their prefix caches, as far as they say so."""
+    by_program: dict[str, Tally] = field(default_factory=dict)
+    """Answered and replayed calls by program, those asked again included."""
     started: float = field(default_factory=time.monotonic)
     stage_started: float = field(default_factory=time.monotonic)
     on_stage: Callable[[str], None] | None = None
@@ -36,19 +54,28 @@ class Progress:
         if self.on_stage is not None:
             self.on_stage(stage)
 
-    def answered(self, prompt_tokens: int, completion_tokens: int) -> None:
+    def answered(self, program: str, completion: Completion) -> None:
         """Note a call the engine answered."""
         self.n_calls += 1
-        self._add(prompt_tokens, completion_tokens)
+        self._add(program, completion)
 
-    def replayed(self, prompt_tokens: int, completion_tokens: int) -> None:
+    def replayed(self, program: str, completion: Completion) -> None:
         """Note a call the journal answered."""
         self.n_replayed += 1
-        self._add(prompt_tokens, completion_tokens)
+        self._add(program, completion)
 
-    def _add(self, prompt_tokens: int, completion_tokens: int) -> None:
-        self.prompt_tokens += prompt_tokens
-        self.completion_tokens += completion_tokens
+    def _add(self, program: str, completion: Completion) -> None:
+        self.prompt_tokens += completion.prompt_tokens
+        self.completion_tokens += completion.completion_tokens
+        self.cached_tokens += completion.cached_tokens
+        tally = self.by_program.get(program)
+        if tally is None:
+            tally = self.by_program[program] = Tally()
+        tally.calls += 1
+        tally.prompt_tokens += completion.prompt_tokens
+        tally.completion_tokens += completion.completion_tokens
+        tally.cached_tokens += completion.cached_tokens
+        tally.seconds += completion.seconds
 
     def line(self) -> str:
         """Return the state as one plain line."""

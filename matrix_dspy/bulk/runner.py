@@ -98,7 +98,7 @@ class Runner:
         """Return the completion of a request, from the journal if it is there, else from the engine."""
         digest = hash_request(request, self.engine.model)
         if self.journal is not None and (found := self.journal.find(key, digest)) is not None:
-            self.progress.replayed(found.prompt_tokens, found.completion_tokens)
+            self.progress.replayed(key.program, found)
             return found
         if self.max_calls is not None and self.n_sent >= self.max_calls:
             await self._quiet.wait()  # an error cancels what is in flight, which is paid for already
@@ -120,7 +120,7 @@ class Runner:
             raise EngineError(f"{completion.down}; what was answered is kept, run the same command again")
         if scrub is not None:
             completion = replace(completion, texts=tuple(scrub(text) for text in completion.texts))
-        self.progress.answered(completion.prompt_tokens, completion.completion_tokens)
+        self.progress.answered(key.program, completion)
         if self.journal is not None:
             self.journal.append(key, digest, request, completion, is_private=scrub is not None)
         return completion

@@ -32,8 +32,18 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     n: int = 1
+    """Answers wanted in one request; a server may give fewer."""
     response_schema: dict[str, Any] | None = field(default=None, hash=False)
     """A JSON schema for the answer, for servers that can hold a model to it."""
+    logprobs: int = 0
+    """Most likely tokens to report at every place of the answer, with log-probabilities; 0 reports none."""
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    chat_template_kwargs: dict[str, Any] | None = field(default=None, hash=False)
+    """Switches of the model's own chat template, such as `enable_thinking`."""
+    priority: int | None = None
+    """Place in the server's queue, lower first, for servers that schedule by priority."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +64,10 @@ class Completion:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
-    logprobs: Any = None
+    logprobs: tuple[Any, ...] | None = None
+    """For each text, None or its tokens in order as `{"token", "logprob", "top_logprobs": [{"token", "logprob"}]}`."""
+    cached_tokens: int = 0
+    """Prompt tokens that the server's prefix cache held already, where it says so."""
     error: str | None = None
     """Why the server will not answer this request, however often it is asked."""
     down: str | None = None
@@ -104,6 +117,8 @@ class Engine:
     """
 
     supports_response_schema = False
+    keeps_journal = False
+    """Whether `complete_entry` writes the journal itself, where the work is done."""
 
     def __init__(self, *, concurrency: int = 32, timeout_s: float = 120.0, patience_s: float = 120.0) -> None:
         self.model = ""
@@ -169,6 +184,10 @@ class Engine:
             except DownError as error:
                 self.usage.errors += 1
                 return Completion(down=str(error), seconds=time.perf_counter() - started)
+
+    async def complete_entry(self, request: Request, key: str, digest: str) -> Completion:
+        """Answer one request that is known in the journal by `key` and `digest`."""
+        return await self.complete(request)
 
     def _backoff(self, n_asked: int) -> float:
         """Full jitter, doubling from a quarter of a second up to 20."""
