@@ -48,7 +48,7 @@ def find_numbers(folder: Path, n: int, **options: Any) -> list[int]:
 
 def test_a_journaled_completion_is_found_whole(tmp_path: Path):
     key = make_key(3, round=2, attempt=1, sample=4)
-    completion = Completion(("a\n\u2028\U0001f600", "b"), ("stop", "length"), 7, 9, 1.25, logprobs=([-0.5]])
+    completion = Completion(("a\n\u2028\U0001f600", "b"), ("stop", "length"), 7, 9, 1.25, logprobs=([-0.5],))
     journal = Journal(tmp_path)
     journal.append(key, DIGEST, REQUEST, completion)
     journal.close()
@@ -56,7 +56,7 @@ def test_a_journaled_completion_is_found_whole(tmp_path: Path):
     again = Journal(tmp_path)
 
     assert again.find(key, DIGEST) == Completion(
-        ("a\n\u2028\U0001f600", "b"), ("stop", "length"), 7, 9, 1.25, logprobs=([-0.5]]
+        ("a\n\u2028\U0001f600", "b"), ("stop", "length"), 7, 9, 1.25, logprobs=([-0.5],)
     )
     assert (len(again), again.n_replayed) == (1, 1)
 
