@@ -34,6 +34,16 @@ class SamplingConfig(Section):
     """Share of probability mass to draw from; unset leaves it to the server."""
     max_tokens: int = Field(default=1024, ge=1)
     """Longest answer, in tokens."""
+    top_k: int | None = Field(default=None, ge=-1)
+    """Number of likeliest tokens to draw from, on servers that know it (vLLM); unset leaves it to the server."""
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    """Least probability of a token, as a share of the likeliest one's, on servers that know it."""
+    repetition_penalty: float | None = Field(default=None, gt=0)
+    """Above 1 makes tokens that were used less likely, on servers that know it."""
+    chat_template_kwargs: dict[str, bool | int | float | str] | None = None
+    """Switches of the model's chat template, such as `enable_thinking = false`."""
+    priority: int | None = None
+    """Place in the server's queue, lower first, on servers that schedule by priority."""
 
 
 SAMPLING: dict[str, SamplingConfig] = {

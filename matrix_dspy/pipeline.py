@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from matrix_dspy.bulk.budget import Budget
 from matrix_dspy.bulk.folder import RunFolder
 from matrix_dspy.bulk.progress import Progress, show_progress
 from matrix_dspy.bulk.runner import Runner
@@ -118,7 +119,7 @@ async def _run(
         with RunFolder.open(path, command, config, {"main": engine.model}, inputs=inputs, replay=replay) as folder:
             if _is_finished(folder, config, kind):
                 return Result(path, config.n, config.n, "complete", was_finished=True)
-            runner = Runner(engine, folder.journal, config.seed, config.operation.max_calls, progress)
+            runner = Runner(engine, folder.journal, config.seed, progress, Budget(config.operation.max_calls))
             job = _Job(config, kind, runner, Made(profiles=profiles, rejected=bad))
             started, began = time.monotonic(), datetime.now(UTC)
             with show_progress(progress, is_quiet=is_quiet):

@@ -7,15 +7,21 @@ must match, so a journal can never answer a question it was not asked. In memory
 
 import hashlib
 import os
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from matrix_dspy.engine.base import Completion, Request
 from matrix_dspy.errors import RunError, boundary
+
+_LATER_OPTIONS = ("logprobs", "top_k", "min_p", "repetition_penalty", "chat_template_kwargs")
+_START_BITS = 48
+_START_MASK = (1 << _START_BITS) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +39,8 @@ class CallKey:
 
     @property
     def program(self) -> str:
-        """The purpose without the mark of a call asked again."""
-        return self.purpose.partition("+")[0]
+        """The purpose without the marks of a call asked again or for several answers."""
+        return self.purpose.partition("+")[0].partition("*")[0]
 
     def __str__(self) -> str:
         return f"{self.stage}/{self.id}/{self.round}/{self.purpose}/{self.attempt}/{self.sample}"
@@ -44,46 +50,59 @@ def hash_request(request: Request, model: str) -> str:
     """Hash messages, sampling and model name; never address, concurrency or dials."""
     sampling = request.sampling
     drawn = [sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.stop, sampling.seed, sampling.n]
-    packed = orjson.dumps([model, request.messages, drawn, sampling.response_schema])
-    return hashlib.blake2b(packed, digest_size=12).hexdigest()
+    packed: list[Any] = [model, request.encoded, drawn, sampling.response_schema]
+    if later := {name: value for name in _LATER_OPTIONS if (value := getattr(sampling, name))}:
+        packed.append(later)
+    return hashlib.blake2b(orjson.dumps(packed), digest_size=12).hexdigest()
 
 
 class Journal:
     """Segments `<folder>/*.jsonl`, one per writer; this one appends to `<writer>.jsonl` and reads all.
 
-    Further folders given as `replay` are read too and never written to.
+    Further folders given as `replay` are read too and never written to. With `is_reader` off nothing is read: for
+    writers beside the one that replays.
     """
 
     def __init__(
-        self, folder: Path, writer: str = "main", *, replay: tuple[Path, ...] = (), keep_prompts: bool = False
+        self,
+        folder: Path,
+        writer: str = "main",
+        *,
+        replay: tuple[Path, ...] = (),
+        keep_prompts: bool = False,
+        is_reader: bool = True,
     ) -> None:
         self.folder = folder
         self.keep_prompts = keep_prompts
         self.n_replayed = 0
-        self._positions: dict[bytes, tuple[int, int, int]] = {}
         self._readers: list[int] = []
+        self._index = _Index()
         with boundary(RunError, f"open the journal {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
-            for place in (*replay, folder):
-                for segment in sorted(place.glob("*.jsonl")):
-                    self._index(segment)
+            if is_reader:
+                for place in (*replay, folder):
+                    for segment in sorted(place.glob("*.jsonl")):
+                        self._read_segment(segment)
+                self._index.close()
             self._file = self._open_segment(folder / f"{writer}.jsonl")
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return len(self._index)
 
     def find(self, key: CallKey, digest: str) -> Completion | None:
-        """Return the completion journaled for this very call, if there is one."""
-        position = self._positions.get(_pack(str(key), digest))
-        if position is None:
+        """Return the completion journaled for this very call, if there is one; the latest where there are several."""
+        if not len(self._index):
             return None
-        reader, start, length = position
-        entry = orjson.loads(os.pread(self._readers[reader], length, start))
-        self.n_replayed += 1
-        return _read_completion(entry)
+        name = str(key)
+        for reader, start, length in self._index.find(name, digest):
+            entry = orjson.loads(os.pread(self._readers[reader], length, start))
+            if entry["key"] == name and entry["hash"] == digest:
+                self.n_replayed += 1
+                return _read_completion(entry)
+        return None
 
     def append(
-        self, key: CallKey, digest: str, request: Request, completion: Completion, *, is_private: bool = False
+        self, key: CallKey | str, digest: str, request: Request, completion: Completion, *, is_private: bool = False
     ) -> None:
         """Write one completion; a private prompt (a raw profile's) is never kept.
 
@@ -91,7 +110,7 @@ class Journal:
             RunError: the disk will not take it.
         """
         entry: dict[str, Any] = {
-            "key": str(key),
+            "key": key if isinstance(key, str) else str(key),
             "hash": digest,
             "texts": completion.texts,
             "finish": completion.finish_reasons,
@@ -103,8 +122,10 @@ class Journal:
             entry["error"] = completion.error
         if completion.logprobs is not None:
             entry["logprobs"] = completion.logprobs
+        if completion.cached_tokens:
+            entry["cached"] = completion.cached_tokens
         if self.keep_prompts and not is_private:
-            entry["messages"] = request.messages
+            entry["messages"] = request.encoded
         line = orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)
         written = 0
         with boundary(RunError, f"write to the journal {self.folder}"):
@@ -126,13 +147,13 @@ class Journal:
                 os.close(number)
             self._readers.clear()
 
-    def _index(self, segment: Path) -> None:
+    def _read_segment(self, segment: Path) -> None:
         reader = len(self._readers)
         self._readers.append(os.open(segment, os.O_RDONLY))
         for start, line in _read_lines(segment):
             try:
                 entry = orjson.loads(line)
-                self._positions[_pack(entry["key"], entry["hash"])] = (reader, start, len(line))
+                self._index.add(entry["key"], entry["hash"], (reader, start, len(line)))
             except (orjson.JSONDecodeError, KeyError, TypeError):
                 continue  # a line torn by a kill or a full disk; its call is asked again
 
@@ -145,9 +166,41 @@ class Journal:
         return number
 
 
-def _pack(key: str, digest: str) -> bytes:
-    """Fold key and hash into 12 bytes: a journal of a million calls must fit in memory."""
-    return hashlib.blake2b(f"{key}\x1f{digest}".encode(), digest_size=12).digest()
+class _Index:
+    """Where each entry stands: 24 bytes an entry in flat arrays, so that millions fit in memory."""
+
+    def __init__(self) -> None:
+        self._names, self._starts, self._lengths = array("Q"), array("Q"), array("Q")
+        self._order: Any = None
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def add(self, key: str, digest: str, place: tuple[int, int, int]) -> None:
+        """Note an entry at (reader, start, length)."""
+        reader, start, length = place
+        self._names.append(_shorten(key, digest))
+        self._starts.append(reader << _START_BITS | start)
+        self._lengths.append(length)
+
+    def close(self) -> None:
+        """Sort for `find`; nothing is added afterwards."""
+        names = np.frombuffer(self._names, dtype=np.uint64) if self._names else np.zeros(0, dtype=np.uint64)
+        self._order = np.argsort(names, kind="stable")
+        self._sorted = names[self._order]
+
+    def find(self, key: str, digest: str) -> Iterator[tuple[int, int, int]]:
+        """Give the places of entries that may be the one, the latest first."""
+        name = np.uint64(_shorten(key, digest))
+        first, last = np.searchsorted(self._sorted, name, "left"), np.searchsorted(self._sorted, name, "right")
+        for position in self._order[first:last][::-1].tolist():
+            start = self._starts[position]
+            yield start >> _START_BITS, start & _START_MASK, self._lengths[position]
+
+
+def _shorten(key: str, digest: str) -> int:
+    """Fold key and hash into 64 bits; who finds an entry by them compares both."""
+    return int.from_bytes(hashlib.blake2b(f"{key}\x1f{digest}".encode(), digest_size=8).digest(), "big")
 
 
 def _read_lines(segment: Path) -> Iterator[tuple[int, bytes]]:
@@ -165,6 +218,7 @@ def _read_completion(entry: dict[str, Any]) -> Completion:
         prompt_tokens=entry["in"],
         completion_tokens=entry["out"],
         seconds=entry["s"],
-        logprobs=entry.get("logprobs"),
+        logprobs=tuple(entry["logprobs"]) if entry.get("logprobs") else None,
         error=entry.get("error"),
+        cached_tokens=entry.get("cached", 0),
     )

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -38,6 +39,7 @@ from matrix_dspy.types import Rejected
 
 T = TypeVar("T")
 STAGE = "program"
+_EXTRAS = ("top_k", "min_p", "repetition_penalty", "chat_template_kwargs", "priority")
 
 
 def run_program(
@@ -206,8 +208,9 @@ class _Job:
 
     def _ask_module(self, runner: Runner) -> Callable[[int, dict[str, Any]], Awaitable[Outcome]]:
         row: contextvars.ContextVar[list[int]] = contextvars.ContextVar("row")
-        engine = _JournaledEngine(runner, row)
-        lm = build_lm(engine, is_open=True, **self.sampling.model_dump())
+        engine = _JournaledEngine(runner, row, self.sampling)
+        drawn = {name: getattr(self.sampling, name) for name in ("temperature", "top_p", "max_tokens")}
+        lm = build_lm(engine, is_open=True, **drawn)
         quiet = {"disable_history": True, "trace": None, "max_trace_size": 0, "warn_on_type_mismatch": False}
         call = self._call_async if hasattr(self.program, "aforward") else self._call_in_thread
 
@@ -264,18 +267,21 @@ class _Job:
 class _JournaledEngine(Engine):
     """Gives a row's calls, in their order within the row, to the runner, so that they are journaled and replayed."""
 
-    def __init__(self, runner: Runner, row: contextvars.ContextVar[list[int]]) -> None:
+    def __init__(self, runner: Runner, row: contextvars.ContextVar[list[int]], sampling: SamplingConfig) -> None:
         super().__init__(concurrency=runner.engine.concurrency)
         self.model = runner.engine.model
         self.supports_response_schema = runner.engine.supports_response_schema
         self.fault: Exception | None = None
         self._runner = runner
         self._row = row
+        self._extras = {name: getattr(sampling, name) for name in _EXTRAS}
 
     async def complete(self, request: Request) -> Completion:
         place = self._row.get()
         key = CallKey(STAGE, f"row-{place[0]:09d}", "call", sample=place[1])
         place[1] += 1
+        # DSPy's own LM layer drops or refuses options of vLLM's
+        request = replace(request, sampling=replace(request.sampling, **self._extras))
         try:
             return await self._runner.complete(request, key)
         except Exception as error:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import dspy
 from dspy.adapters.utils import format_field_value
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError, create_model
 
 from matrix_dspy.engine.base import Message
 from matrix_dspy.errors import ConfigError
@@ -29,6 +29,7 @@ _LOOSE_HEADER = re.compile(
     re.MULTILINE,
 )
 
+_FOR_PEOPLE = frozenset({"title", "description", "default"})
 
 _PREAMBLE = re.compile(
     r"^\s*(?:sure|certainly|of course|okay|here(?:'s| is| are))\b[^\n]{0,80}[.:!][ \t]*\n+(?=\S)", re.IGNORECASE
@@ -56,8 +57,13 @@ class Prompt:
         self.adapter = adapter or dspy.ChatAdapter(use_json_adapter_fallback=False)
         self.inputs = tuple(self.signature.input_fields)
         self.outputs = tuple(self.signature.output_fields)
-        self.is_plain = type(self.adapter) is not dspy.ChatAdapter
-        self.stop = () if self.is_plain else (COMPLETED,)
+        kind = type(self.adapter)
+        self.is_plain = kind not in (dspy.ChatAdapter, dspy.JSONAdapter)
+        self.schema: dict[str, Any] | None = None
+        """What a server is asked to hold the answer to; None asks in words only."""
+        self.stop = (COMPLETED,) if kind is dspy.ChatAdapter else ()
+        self._predictor = predictor
+        self._structured: dict[int | None, Prompt] = {}
         self._bounds = _read_bounds(self.signature)
         self._prefix, self._pieces = self._render()
 
@@ -72,6 +78,19 @@ class Prompt:
         if len(predictors) != 1:
             raise ConfigError(f"{type(program).__name__} has {len(predictors)} predictors; a prompt needs exactly one")
         return cls(predictors[0], getattr(program, "adapter", None))
+
+    def structured(self, longest_text: int | None = None) -> "Prompt":
+        """Return the prompt that asks for one JSON object and has its schema; itself where there is no such form.
+
+        With `longest_text`, no text in the object may have more characters.
+        """
+        if self.is_plain or self.schema is not None:
+            return self
+        if longest_text not in self._structured:
+            prompt = Prompt(self._predictor, dspy.JSONAdapter())
+            prompt.schema = build_schema(self.signature, longest_text)
+            self._structured[longest_text] = prompt
+        return self._structured[longest_text]
 
     def messages(self, inputs: Mapping[str, Any]) -> list[Message]:
         """Return the messages for one row, exactly as DSPy would send them."""
@@ -90,7 +109,8 @@ class Prompt:
     def parse(self, text: str) -> Parsed:
         """Read the output fields from an answer, repairing what can be; never raises."""
         parsed = self._read(text)
-        if parsed.fields is None and not self.is_plain and (repaired := self._repair(text)) is not None:
+        is_chat = type(self.adapter) is dspy.ChatAdapter
+        if parsed.fields is None and is_chat and (repaired := self._repair(text)) is not None:
             again = self._read(repaired)
             return again if again.fields is not None else parsed
         return parsed
@@ -101,16 +121,19 @@ class Prompt:
             for name, bound in self._bounds.items():
                 fields[name] = bound.validate_python(fields[name])
             return Parsed(fields)
+        except ValidationError as error:
+            return Parsed(None, _say_invalid(error))
         except Exception as error:
             return Parsed(None, _say_problem(error, self.outputs))
 
     def ask_again(self, messages: list[Message], answer: str, problem: str) -> list[Message]:
         """Return the messages that ask once more, showing the bad answer and what was wrong with it."""
-        fields = ", ".join(f"[[ ## {name} ## ]]" for name in self.outputs)
-        words = (
-            f"That answer could not be used: {problem}. Answer the same request again, in full, "
-            f"with the fields {fields}, each header on its own line, and end with {COMPLETED}."
-        )
+        if type(self.adapter) is dspy.JSONAdapter:
+            form = f"as one JSON object with the fields {', '.join(self.outputs)} and nothing else"
+        else:
+            fields = ", ".join(f"[[ ## {name} ## ]]" for name in self.outputs)
+            form = f"with the fields {fields}, each header on its own line, and end with {COMPLETED}"
+        words = f"That answer could not be used: {problem}. Answer the same request again, in full, {form}."
         bad = strip_custom_types(answer) or "(empty)"
         return [*messages, {"role": "assistant", "content": bad}, {"role": "user", "content": words}]
 
@@ -153,6 +176,36 @@ class Prompt:
         return _read_json_answer(text, self.outputs)
 
 
+def build_schema(signature: type[dspy.Signature], longest_text: int | None = None) -> dict[str, Any]:
+    """Return a JSON schema for a signature's outputs: types, choices and bounds, objects closed, every field required.
+
+    Unlike `dspy.JSONAdapter`'s own it keeps numeric bounds and lengths.
+    """
+    annotated: Any = Annotated
+    fields: dict[str, Any] = {
+        name: (annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation, ...)
+        for name, field in signature.output_fields.items()
+    }
+    return _close(create_model("Answer", **fields).model_json_schema(), longest_text)
+
+
+def _close(node: Any, longest_text: int | None) -> Any:
+    """Close objects, require all their fields, drop what only people read, and bound texts."""
+    if isinstance(node, list):
+        return [_close(item, longest_text) for item in node]
+    if not isinstance(node, dict):
+        return node
+    made = {key: _close(value, longest_text) for key, value in node.items() if key not in _FOR_PEOPLE}
+    if "properties" in node:
+        # a field may be called like a keyword
+        made["properties"] = {name: _close(value, longest_text) for name, value in node["properties"].items()}
+        made["required"] = list(node["properties"])
+        made["additionalProperties"] = False
+    if longest_text and node.get("type") == "string" and not node.keys() & {"enum", "const", "pattern", "format"}:
+        made["maxLength"] = min(longest_text, node.get("maxLength", longest_text))
+    return made
+
+
 def _read_bounds(signature: type[dspy.Signature]) -> dict[str, TypeAdapter[Any]]:
     """Return a validator for every output with bounds of its own (`ge=1`), which DSPy 3.4 does not enforce."""
     fields = signature.output_fields.items()
@@ -193,6 +246,12 @@ def _say_problem(error: Exception, outputs: tuple[str, ...]) -> str:
             return f"the field {missing[0]!r} is missing or unreadable"
     words = " ".join(str(error).split())
     return words[:300] or type(error).__name__
+
+
+def _say_invalid(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    words = fault["msg"]
+    return f"the value {str(fault['input'])[:60]!r} will not do: {words[0].lower()}{words[1:]}"
 
 
 def _read_json_answer(text: str, outputs: tuple[str, ...]) -> str | None:

@@ -6,17 +6,25 @@ that takes no more (`RunError`) raise, and they stop the whole run.
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from matrix_dspy.bulk.budget import Budget
 from matrix_dspy.bulk.journal import CallKey, Journal, hash_request
+from matrix_dspy.bulk.levels import TOP_TOKENS, expect_level, read_levels
 from matrix_dspy.bulk.progress import Progress
 from matrix_dspy.bulk.prompt import Prompt
 from matrix_dspy.config import SamplingConfig
 from matrix_dspy.engine.base import Completion, Engine, Message, Request, Sampling
 from matrix_dspy.errors import EngineError, LimitError
 from matrix_dspy.text import clean_value
+
+log = logging.getLogger("matrix_dspy")
+
+Trace = Callable[[str, Request, Completion], None]
+"""Takes a call's key, its request and its completion."""
 
 Check = Callable[[dict[str, Any]], str | None]
 """Looks at parsed fields and returns what is wrong with them, as a clause a model can act on, or None."""
@@ -34,6 +42,8 @@ class Outcome:
     reason: str = ""
     """A short fixed word: `unparsed`, `failed check`, `cut off`, `empty`, `refused by server`, `bad input`."""
     detail: str = ""
+    expected: float | None = None
+    """Mean of the levels of the field asked for, by the server's log-probabilities; None where it gives none."""
 
     @property
     def is_ok(self) -> bool:
@@ -49,17 +59,37 @@ class Turn:
     problem: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What belongs to one call, whatever its words."""
+
+    key: CallKey
+    sampling: SamplingConfig
+    check: Check | None = None
+    scrub: Scrub | None = None
+    expect: str = ""
+    keeps_cut_off: bool = False
+
+
 @dataclass(slots=True)
 class Runner:
-    """Sends calls through one engine, replaying what the journal already holds."""
+    """Sends calls through one engine, replaying what the journal already holds.
+
+    With `structured`, programs with typed outputs ask for one JSON object and send its schema; a program whose schema
+    the server refuses goes on in words. `longest_text` bounds every text in such an object, in characters.
+    """
 
     engine: Engine
     journal: Journal | None = None
     seed: int = 0
-    max_calls: int | None = None
-    """Calls that may be sent, replayed ones not counted; None is no limit."""
     progress: Progress = field(default_factory=Progress)
-    n_sent: int = 0
+    budget: Budget = field(default_factory=Budget)
+    structured: bool = False
+    longest_text: int | None = None
+    trace: Trace | None = None
+    """Called with every answered call that was not private."""
+    _in_words: set[int] = field(default_factory=set)
+    """Prompts, by identity, whose schema the server refused."""
     _quiet: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while nothing is in flight."""
 
@@ -74,36 +104,78 @@ class Runner:
         earlier: tuple[Turn, ...] = (),
         n_again: int = 1,
         scrub: Scrub | None = None,
+        expect: str = "",
+        keeps_cut_off: bool = False,
     ) -> Outcome:
         """Ask, and ask again with what was wrong up to `n_again` times; strings in the fields come back cleaned.
 
-        `earlier` are answers to the same inputs that were refused outside of this call.
+        `earlier` are answers to the same inputs that were refused outside of this call. `expect` names an output field
+        with levels whose expectation is wanted too. With `keeps_cut_off`, plain text cut off at the token limit is
+        taken as it stands.
         """
-        try:
-            messages = prompt.messages(inputs)
-        except Exception as error:
-            return Outcome(None, "", "bad input", f"the inputs cannot be put into a prompt: {error}")
-        for turn in earlier:
-            messages = prompt.ask_again(messages, turn.answer, turn.problem)
-        outcome = await self._ask(prompt, messages, key, sampling, check, scrub)
-        for again in range(1, n_again + 1):
-            if outcome.is_ok or prompt.is_plain or outcome.reason == "refused by server":
-                break
-            messages = prompt.ask_again(messages, outcome.text, outcome.detail)
-            later = replace(key, purpose=f"{key.purpose}+{again}")
-            outcome = await self._ask(prompt, messages, later, sampling, check, scrub)
+        asked = _Asked(key, sampling, check, scrub, expect, keeps_cut_off)
+        form = self._choose_form(prompt)
+        outcome = await self._call(form, inputs, asked, earlier, n_again)
+        if outcome.reason == "refused by server" and form.schema is not None:
+            in_words = await self._call(prompt, inputs, asked, earlier, n_again)
+            if in_words.reason != "refused by server":
+                self._forget_schema(prompt, outcome.detail)
+            return in_words
         return outcome
 
+    async def sample(
+        self,
+        prompt: Prompt,
+        inputs: Mapping[str, Any],
+        key: CallKey,
+        sampling: SamplingConfig,
+        n: int,
+        *,
+        check: Check | None = None,
+        n_again: int = 1,
+        expect: str = "",
+    ) -> list[Outcome]:
+        """Return `n` outcomes for the same inputs: in one request where the server can, else by `n` requests.
+
+        An answer of the n that is missing or no good is asked for by itself.
+        """
+
+        async def ask(number: int) -> Outcome:
+            own = replace(key, sample=number)
+            return await self.call(prompt, inputs, own, sampling, check=check, n_again=n_again, expect=expect)
+
+        if n == 1 or not self.engine.supports_n:
+            return list(await asyncio.gather(*(ask(number) for number in range(n))))
+        form = self._choose_form(prompt)
+        try:
+            messages = form.messages(inputs)
+        except Exception as error:
+            return [Outcome(None, "", "bad input", f"the inputs cannot be put into a prompt: {error}")] * n
+        asked = _Asked(replace(key, purpose=f"{key.purpose}*{n}"), sampling, check, None, expect, False)
+        completion = await self._complete(form, messages, asked, n)
+        outcomes = [read_outcome(form, completion, asked, number) for number in range(min(n, len(completion.texts)))]
+        again = [number for number in range(n) if number >= len(outcomes) or not outcomes[number].is_ok]
+        outcomes += [Outcome(None, "", "empty")] * (n - len(outcomes))
+        for number, outcome in zip(again, await asyncio.gather(*map(ask, again)), strict=True):
+            outcomes[number] = outcome
+        return outcomes
+
     async def complete(self, request: Request, key: CallKey, scrub: Scrub | None = None) -> Completion:
-        """Return the completion of a request, from the journal if it is there, else from the engine."""
+        """Return the completion of a request, from the journal if it is there, else from the engine.
+
+        Raises:
+            EngineError: the engine is down.
+            LimitError: the budget is spent; what was in flight has come back.
+            RunError: the journal cannot be written.
+        """
         digest = hash_request(request, self.engine.model)
         if self.journal is not None and (found := self.journal.find(key, digest)) is not None:
             self.progress.replayed(key.program, found)
             return found
-        if self.max_calls is not None and self.n_sent >= self.max_calls:
+        if (limit := self.budget.find_limit()) is not None:
             await self._quiet.wait()  # an error cancels what is in flight, which is paid for already
-            raise LimitError(f"the limit of {self.max_calls} calls is reached")
-        self.n_sent += 1
+            raise LimitError(limit)
+        self.budget.n_calls += 1
         self._quiet.clear()
         self.progress.in_flight += 1
         try:
@@ -115,33 +187,71 @@ class Runner:
 
     async def _send(self, request: Request, key: CallKey, digest: str, scrub: Scrub | None) -> Completion:
         """Have the engine complete a request, and journal what comes back."""
-        completion = await self.engine.complete(request)
+        is_journaled = scrub is None and self.journal is not None and self.engine.keeps_journal
+        if is_journaled:
+            completion = await self.engine.complete_entry(request, str(key), digest)
+        else:
+            completion = await self.engine.complete(request)
         if completion.down is not None:
             raise EngineError(f"{completion.down}; what was answered is kept, run the same command again")
         if scrub is not None:
             completion = replace(completion, texts=tuple(scrub(text) for text in completion.texts))
+        self.budget.note(completion)
         self.progress.answered(key.program, completion)
-        if self.journal is not None:
+        if self.journal is not None and not is_journaled:
             self.journal.append(key, digest, request, completion, is_private=scrub is not None)
+        if self.trace is not None and scrub is None:
+            self.trace(str(key), request, completion)
         return completion
 
-    async def _ask(
-        self,
-        prompt: Prompt,
-        messages: list[Message],
-        key: CallKey,
-        sampling: SamplingConfig,
-        check: Check | None,
-        scrub: Scrub | None,
+    async def _call(
+        self, prompt: Prompt, inputs: Mapping[str, Any], asked: "_Asked", earlier: tuple[Turn, ...], n_again: int
     ) -> Outcome:
+        try:
+            messages = prompt.messages(inputs)
+        except Exception as error:
+            return Outcome(None, "", "bad input", f"the inputs cannot be put into a prompt: {error}")
+        for turn in earlier:
+            messages = prompt.ask_again(messages, turn.answer, turn.problem)
+        outcome = read_outcome(prompt, await self._complete(prompt, messages, asked), asked)
+        for again in range(1, n_again + 1):
+            if outcome.is_ok or prompt.is_plain or outcome.reason == "refused by server":
+                break
+            messages = prompt.ask_again(messages, outcome.text, outcome.detail)
+            later = replace(asked, key=replace(asked.key, purpose=f"{asked.key.purpose}+{again}"))
+            outcome = read_outcome(prompt, await self._complete(prompt, messages, later), asked)
+        return outcome
+
+    async def _complete(self, prompt: Prompt, messages: list[Message], asked: "_Asked", n: int = 1) -> Completion:
+        sampling = asked.sampling
         drawn = Sampling(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            stop=prompt.stop,
-            seed=self.derive_seed(key),
+            sampling.temperature,
+            sampling.top_p,
+            sampling.max_tokens,
+            prompt.stop,
+            self.derive_seed(asked.key),
+            n,
+            prompt.schema,
+            TOP_TOKENS if asked.expect else 0,
+            sampling.top_k,
+            sampling.min_p,
+            sampling.repetition_penalty,
+            sampling.chat_template_kwargs,
+            sampling.priority,
         )
-        return read_outcome(prompt, await self.complete(Request(messages, drawn), key, scrub), check)
+        return await self.complete(Request(messages, drawn), asked.key, asked.scrub)
+
+    def _choose_form(self, prompt: Prompt) -> Prompt:
+        if not self.structured or id(prompt) in self._in_words:
+            return prompt
+        return prompt.structured(self.longest_text)
+
+    def _forget_schema(self, prompt: Prompt, detail: str) -> None:
+        """Ask in words from now on, and say so once."""
+        if id(prompt) not in self._in_words:
+            self._in_words.add(id(prompt))
+            name = prompt.signature.__name__
+            log.warning("the server takes no schema for %s, which is asked in words now (%s)", name, detail[:200])
 
     def derive_seed(self, key: CallKey) -> int:
         """Return this call's own 31-bit seed, from the run's seed and the key."""
@@ -149,12 +259,13 @@ class Runner:
         return int.from_bytes(hashlib.blake2b(packed, digest_size=4).digest(), "big") >> 1
 
 
-def read_outcome(prompt: Prompt, completion: Completion, check: Check | None = None) -> Outcome:
-    """Parse a completion's first text into an outcome."""
+def read_outcome(prompt: Prompt, completion: Completion, asked: "_Asked", number: int = 0) -> Outcome:
+    """Parse the `number`-th text of a completion into an outcome."""
     if completion.error is not None:
         return Outcome(None, "", "refused by server", completion.error)
-    text = completion.texts[0]
-    if completion.finish_reasons[0] == "length":
+    text = completion.texts[number]
+    is_kept = asked.keeps_cut_off and prompt.is_plain
+    if completion.finish_reasons[number] == "length" and not is_kept:
         return Outcome(None, text, "cut off", "the answer was cut off at the token limit; be shorter")
     if not text.strip():
         return Outcome(None, text, "empty", "the answer was empty")
@@ -162,6 +273,14 @@ def read_outcome(prompt: Prompt, completion: Completion, check: Check | None = N
     if parsed.fields is None:
         return Outcome(None, text, "unparsed", parsed.problem)
     fields: dict[str, Any] = {name: clean_value(value) for name, value in parsed.fields.items()}
-    if check is not None and (problem := check(fields)) is not None:
+    if asked.check is not None and (problem := asked.check(fields)) is not None:
         return Outcome(None, text, "failed check", problem)
-    return Outcome(fields, text)
+    expected = _read_expected(prompt, completion, asked, number) if asked.expect else None
+    return Outcome(fields, text, expected=expected)
+
+
+def _read_expected(prompt: Prompt, completion: Completion, asked: "_Asked", number: int) -> float | None:
+    tokens = completion.logprobs[number] if completion.logprobs else None
+    if not tokens:
+        return None
+    return expect_level(read_levels(prompt.signature, asked.expect), tokens, completion.texts[number], asked.expect)

@@ -1,7 +1,7 @@
 """One request in, one completion out: what every engine promises, with retries and the limit on calls in flight.
 
-An engine implements `attempt`, one try at one request; `Engine.complete` adds the adaptive limit, retries with jitter
-and `Retry-After`. What is wrong with one request comes back as a value on the completion (`error`); a server that is
+An engine implements `attempt`, one try at one request; `Engine.complete` adds the adaptive limit, retries with jitter,
+`Retry-After` and a pause while the server is gone. What is wrong with one request comes back as a value on the completion (`error`); a server that is
 gone, refuses the key or lacks the model comes back as `down`, and the run stops instead of its rows failing.
 """
 
@@ -10,9 +10,13 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
+import orjson
+
+from matrix_dspy.engine.circuit import Circuit
 from matrix_dspy.engine.limit import AdaptiveLimit
 
 Message = dict[str, Any]
@@ -20,6 +24,8 @@ Message = dict[str, Any]
 
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 OVERLOAD_STATUS = frozenset({429, 503, 529})
+MOST_FAILURES = 6
+"""Failures of one request, other than being told to come later, after which it fails if others are answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +52,17 @@ class Sampling:
     """Place in the server's queue, lower first, for servers that schedule by priority."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Request:
     """Messages and how to sample."""
 
     messages: Sequence[Message]
     sampling: Sampling = Sampling()
+
+    @cached_property
+    def encoded(self) -> orjson.Fragment:
+        """The messages as JSON: encoded once, for the journal's hash and for the wire."""
+        return orjson.Fragment(orjson.dumps(self.messages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +79,8 @@ class Completion:
     """For each text, None or its tokens in order as `{"token", "logprob", "top_logprobs": [{"token", "logprob"}]}`."""
     cached_tokens: int = 0
     """Prompt tokens that the server's prefix cache held already, where it says so."""
+    model: str = ""
+    """The model as the server calls it in its answer; not journaled."""
     error: str | None = None
     """Why the server will not answer this request, however often it is asked."""
     down: str | None = None
@@ -82,12 +95,24 @@ class Completion:
 class TransientError(Exception):
     """One attempt failed in a way that may pass: transport, timeout, 408, 409, 429, 5xx."""
 
-    def __init__(self, message: str, *, retry_after: float | None = None, is_overload: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        is_overload: bool = False,
+        is_lost: bool = False,
+        is_timeout: bool = False,
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
         """Seconds the server asked us to wait."""
-        self.is_overload = is_overload
+        self.is_overload = is_overload or is_timeout
         """True for 429, 503 and timeouts: the limit should fall when they come in bursts."""
+        self.is_lost = is_lost
+        """True where nothing answered: the server may be gone."""
+        self.may_be_request = is_timeout or not (is_overload or is_lost)
+        """True where the request itself may be what the server cannot do."""
 
 
 class RefusedError(Exception):
@@ -104,7 +129,11 @@ class Usage:
 
     calls: int = 0
     attempts: int = 0
+    answers: int = 0
+    """Attempts that ended with a text."""
     errors: int = 0
+    hedged: int = 0
+    """Second copies of slow requests."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -113,20 +142,38 @@ class Engine:
     """Base of all engines: an async context manager with one method, `complete`.
 
     `concurrency` bounds the attempts in flight. `model` is the name of the model without address or dials; it is known
-    once the engine was opened. `patience_s` is how long one request is retried before the engine is called down.
+    once the engine was opened. `timeout_s` bounds one attempt. `patience_s` is how long a server that answers nobody is
+    waited for before the engine is called down. With `hedge_s`, a request without an answer after that many seconds is
+    sent a second time if there is room, and the first answer counts; both copies are counted as attempts. Seeds are
+    sent unless `send_seeds` is off.
     """
 
     supports_response_schema = False
+    """Whether the server holds a model to a JSON schema; known once the engine was opened."""
+    supports_n = False
+    """Whether one request can ask for several answers."""
     keeps_journal = False
     """Whether `complete_entry` writes the journal itself, where the work is done."""
 
-    def __init__(self, *, concurrency: int = 32, timeout_s: float = 120.0, patience_s: float = 120.0) -> None:
+    def __init__(
+        self,
+        *,
+        concurrency: int = 32,
+        timeout_s: float = 120.0,
+        patience_s: float = 600.0,
+        hedge_s: float | None = None,
+        send_seeds: bool = True,
+    ) -> None:
         self.model = ""
         self.concurrency = concurrency
         self.timeout_s = timeout_s
         self.patience_s = patience_s
+        self.hedge_s = hedge_s
+        self.send_seeds = send_seeds
         self.limit = AdaptiveLimit(concurrency)
+        self.circuit = Circuit(self.probe, patience_s)
         self.usage = Usage()
+        self._last_answer = 0.0
         self._jitter = random.Random()
 
     async def __aenter__(self) -> Self:
@@ -136,6 +183,7 @@ class Engine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.circuit.stop()
         await self.close()
 
     async def open(self) -> None:
@@ -154,36 +202,87 @@ class Engine:
         """
         raise NotImplementedError
 
+    async def probe(self) -> bool:
+        """Ask a server that seems gone whether it is back; an engine that cannot ask says yes."""
+        return True
+
     async def complete(self, request: Request) -> Completion:
         """Answer one request; failures are values on the completion, never exceptions."""
         started = time.perf_counter()
-        self.usage.calls += 1
-        n_asked = 0
+        usage = self.usage
+        usage.calls += 1
+        n_asked = n_failed = n_answers = 0
         while True:
+            if (gone := await self.circuit.wait()) is not None:
+                return Completion(down=gone, seconds=time.perf_counter() - started)
             try:
                 async with self.limit:
-                    self.usage.attempts += 1
-                    completion = await self.attempt(request, n_asked)
-                self.limit.succeeded()
-                self.usage.prompt_tokens += completion.prompt_tokens
-                self.usage.completion_tokens += completion.completion_tokens
+                    usage.attempts += 1
+                    completion = await self._attempt(request, n_asked)
+                self._note_answer(completion)
                 return completion
             except TransientError as error:
-                self.usage.errors += 1
-                if error.is_overload:
-                    self.limit.overloaded()
+                self._note_failure(error)
                 n_asked += 1
-                wait = error.retry_after if error.retry_after is not None else self._backoff(n_asked)
-                if time.perf_counter() - started + wait > self.patience_s:
+                if error.may_be_request:
+                    n_answers = usage.answers if not n_failed else n_answers
+                    n_failed += 1
+                if n_failed >= MOST_FAILURES and usage.answers > n_answers:
+                    # the server answers others: this request is at fault
+                    return Completion(error=f"{error}, {n_failed} times", seconds=time.perf_counter() - started)
+                wait = self._choose_wait(error, n_asked)
+                if time.perf_counter() + wait - max(started, self._last_answer) > self.patience_s:
                     return Completion(down=str(error), seconds=time.perf_counter() - started)
-                # the spread keeps requests that were told the same second from coming back together
-                await asyncio.sleep(wait * self._jitter.uniform(1.0, 1.25) if error.retry_after else wait)
+                await asyncio.sleep(wait)
             except RefusedError as error:
-                self.usage.errors += 1
+                usage.errors += 1
+                self.circuit.answered()
                 return Completion(error=str(error), seconds=time.perf_counter() - started)
             except DownError as error:
-                self.usage.errors += 1
+                usage.errors += 1
                 return Completion(down=str(error), seconds=time.perf_counter() - started)
+
+    async def _attempt(self, request: Request, n_asked: int) -> Completion:
+        """Try once, and with `hedge_s` send a second copy when the first is slow; the first answer counts."""
+        if self.hedge_s is None:
+            return await self.attempt(request, n_asked)
+        copies = [asyncio.create_task(self.attempt(request, n_asked))]
+        try:
+            done, _ = await asyncio.wait(copies, timeout=self.hedge_s)
+            if not done and self.limit.has_room:
+                self.usage.hedged += 1
+                self.usage.attempts += 1
+                async with self.limit:
+                    copies.append(asyncio.create_task(self.attempt(request, n_asked)))
+                    return await _first_good(copies)
+            return await copies[0]
+        finally:
+            for copy in copies:
+                copy.cancel()
+
+    def _note_answer(self, completion: Completion) -> None:
+        usage = self.usage
+        usage.answers += 1
+        usage.prompt_tokens += completion.prompt_tokens
+        usage.completion_tokens += completion.completion_tokens
+        self._last_answer = time.perf_counter()
+        self.circuit.answered()
+        self.limit.succeeded()
+
+    def _note_failure(self, error: TransientError) -> None:
+        self.usage.errors += 1
+        if error.is_lost:
+            self.circuit.lost(str(error))
+        else:
+            self.circuit.answered()
+        if error.is_overload:
+            self.limit.overloaded()
+
+    def _choose_wait(self, error: TransientError, n_asked: int) -> float:
+        """Return the seconds until the next attempt; those told the same second do not come back together."""
+        if error.retry_after is None:
+            return self._backoff(n_asked)
+        return error.retry_after * self._jitter.uniform(1.0, 1.25)
 
     async def complete_entry(self, request: Request, key: str, digest: str) -> Completion:
         """Answer one request that is known in the journal by `key` and `digest`."""
@@ -191,4 +290,14 @@ class Engine:
 
     def _backoff(self, n_asked: int) -> float:
         """Full jitter, doubling from a quarter of a second up to 20."""
-        return self._jitter.uniform(0.05, min(20.0, 0.25 * 2**n_asked))
+        return self._jitter.uniform(0.05, min(20.0, 0.25 * 2 ** min(n_asked, 10)))
+
+
+async def _first_good(copies: list[asyncio.Task[Completion]]) -> Completion:
+    """Return the first answer; the last failure when none comes."""
+    waiting = set(copies)
+    while True:
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        good = [copy for copy in done if copy.exception() is None]
+        if good or not waiting:
+            return (good or list(done))[0].result()

@@ -29,8 +29,13 @@ class AdaptiveLimit:
         self._recent: deque[bool] = deque(maxlen=max(8, min(64, maximum)))
         self._since_change = 0
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another holder would be let in at once."""
+        return self.in_flight < int(self.bound) and not self._waiting
+
     async def __aenter__(self) -> None:
-        if self.in_flight < int(self.bound) and not self._waiting:
+        if self.has_room:
             self._enter()
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

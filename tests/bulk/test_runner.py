@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 import dspy
 import pytest
 
+from matrix_dspy.bulk.budget import Budget
 from matrix_dspy.bulk.journal import CallKey, Journal
 from matrix_dspy.bulk.prompt import COMPLETED, Prompt
 from matrix_dspy.bulk.runner import Outcome, Runner, Turn
@@ -68,7 +69,7 @@ def test_a_good_answer_comes_back_typed():
     outcome = call(runner)
 
     assert outcome == Outcome({"reason": "big", "verdict": "heavy"}, GOOD)
-    assert (runner.n_sent, runner.progress.n_calls, runner.progress.in_flight) == (1, 1, 0)
+    assert (runner.budget.n_calls, runner.progress.n_calls, runner.progress.in_flight) == (1, 1, 0)
     assert (runner.progress.prompt_tokens, runner.progress.completion_tokens) == (10, 5)
 
 
@@ -96,7 +97,7 @@ def test_a_replayed_answer_is_not_paid_for(tmp_path: Path):
     replayed = with_journal(tmp_path, second, again)
     assert replayed == paid
     assert second.asked == []
-    assert (runners[0].n_sent, runners[0].progress.n_replayed, runners[0].progress.n_calls) == (0, 1, 0)
+    assert (runners[0].budget.n_calls, runners[0].progress.n_replayed, runners[0].progress.n_calls) == (0, 1, 0)
 
 
 def test_other_inputs_are_not_answered_from_the_journal(tmp_path: Path):
@@ -258,7 +259,7 @@ def test_what_must_not_be_written_is_scrubbed_before_it_is_journaled(tmp_path: P
 
 def test_calls_beyond_the_limit_are_not_sent():
     engine = Scripted(GOOD)
-    runner = Runner(engine, max_calls=2)
+    runner = Runner(engine, budget=Budget(2))
     for number in range(2):
         call(runner, CallKey("stage", f"row-{number}", "weigh"))
 
@@ -272,7 +273,7 @@ def test_replayed_calls_do_not_count_against_the_limit(tmp_path: Path):
     with_journal(tmp_path, Scripted(GOOD), lambda runner: runner.call(PROMPT, INPUTS, KEY, SAMPLING))
 
     async def with_limit(runner: Runner) -> Outcome:
-        runner.max_calls = 1
+        runner.budget.max_calls = 1
         await runner.call(PROMPT, INPUTS, KEY, SAMPLING)
         return await runner.call(PROMPT, {"thing": "a leaf"}, KEY, SAMPLING)
 
@@ -300,7 +301,7 @@ def test_after_a_failure_nothing_counts_as_in_flight():
 def test_a_journal_that_takes_no_more_stops_the_run(tmp_path: Path):
     class FullJournal(Journal):
         def append(
-            self, key: CallKey, digest: str, request: Request, completion: Completion, *, is_private: bool = False
+            self, key: CallKey | str, digest: str, request: Request, completion: Completion, *, is_private: bool = False
         ) -> None:
             raise RunError("no space left on device")
 

@@ -138,7 +138,7 @@ def test_several_samples_come_back_in_their_order():
     (completion,), _ = ask(Server(web.json_response({"choices": choices})))
 
     assert (completion.texts, completion.finish_reasons) == (("a", "b"), ("stop", "length"))
-    assert completion.logprobs == ({"content": [1]}, {"content": []})
+    assert completion.logprobs == ([1], [])
     assert (completion.prompt_tokens, completion.completion_tokens) == (0, 0)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from matrix_dspy.bulk.budget import Budget
 from matrix_dspy.bulk.runner import Runner
 from matrix_dspy.config import Config, SynthesisConfig, load_kind
 from matrix_dspy.engine.base import Completion, Request
@@ -102,7 +103,7 @@ class Work:
         self.config = Config(n=n, synthesis=SynthesisConfig(group_share=1.0 if len(groups) == 20 else 0.05))
         self.engine = ToyEngine(rules, **engine)
         self.gate = gate or ToyGate()
-        runner = Runner(self.engine, max_calls=max_calls)
+        runner = Runner(self.engine, budget=Budget(max_calls))
         self.flow = Flow(self.config, KIND, runner, self.gate, n_groups=len(groups))
         self.flow.offer(make_candidates(n_candidates, self.config, groups))
 
@@ -454,7 +455,7 @@ def test_a_limit_on_calls_leaves_no_instruction_behind_that_no_filter_has_seen()
 
     config = Config(n=20, synthesis=SynthesisConfig(group_share=1.0))
     gate = ToyGate()
-    flow = Flow(config, KIND, Runner(SlowAtFirst(RULES, concurrency=3), max_calls=14), gate, n_groups=20)
+    flow = Flow(config, KIND, Runner(SlowAtFirst(RULES, concurrency=3), budget=Budget(14)), gate, n_groups=20)
     flow.offer(make_candidates(40, config))
     with pytest.raises(LimitError):
         asyncio.run(flow.fill())

@@ -1,0 +1,60 @@
+"""What one start of a run may spend: calls, tokens, money, time. What the journal replays costs nothing."""
+
+import time
+from dataclasses import dataclass, field
+
+from matrix_dspy.engine.base import Completion
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Dollars a million tokens."""
+
+    per_million_in: float
+    per_million_out: float
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Return dollars."""
+        return (prompt_tokens * self.per_million_in + completion_tokens * self.per_million_out) / MILLION
+
+
+@dataclass(slots=True)
+class Budget:
+    """Limits, None where there is none, and what has been spent of them."""
+
+    max_calls: int | None = None
+    max_tokens: int | None = None
+    """Prompt and completion tokens together."""
+    max_cost: float | None = None
+    """Dollars, by `price`."""
+    max_time_s: float | None = None
+    price: Price | None = None
+    n_calls: int = 0
+    """Calls sent."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    _started: float = field(default_factory=time.monotonic)
+
+    def note(self, completion: Completion) -> None:
+        """Count what an answered call took."""
+        self.prompt_tokens += completion.prompt_tokens
+        self.completion_tokens += completion.completion_tokens
+
+    @property
+    def cost(self) -> float | None:
+        """Dollars spent; None without a price."""
+        return None if self.price is None else self.price.cost(self.prompt_tokens, self.completion_tokens)
+
+    def find_limit(self) -> str | None:
+        """Return which limit is reached, as a sentence; None while there is something left of all."""
+        if self.max_calls is not None and self.n_calls >= self.max_calls:
+            return f"the limit of {self.max_calls} calls is reached"
+        if self.max_tokens is not None and self.prompt_tokens + self.completion_tokens >= self.max_tokens:
+            return f"the limit of {self.max_tokens} tokens is reached"
+        if self.max_cost is not None and (self.cost or 0.0) >= self.max_cost:
+            return f"the limit of {self.max_cost:g} dollars is reached"
+        if self.max_time_s is not None and time.monotonic() - self._started >= self.max_time_s:
+            return f"the limit of {self.max_time_s:g} seconds is reached"
+        return None
