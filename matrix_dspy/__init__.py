@@ -1,6 +1,7 @@
 """A simulated society turned into post-training data, every step a DSPy program.
 
-The public face: `load_program`, `save_program`, `list_programs`, `run_program`; everything is imported when first used.
+The public face: `load_program`, `save_program`, `list_programs`, `run_program`, `run_table`; everything is imported
+when first used.
 """
 
 import os
@@ -13,7 +14,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from matrix_dspy.bulk.program import run_program
+    from matrix_dspy.bulk.program import run_program, run_table
     from matrix_dspy.loading import list_programs, load_program, save_program
 
 _HOMES = {
@@ -21,9 +22,10 @@ _HOMES = {
     "save_program": "matrix_dspy.loading",
     "list_programs": "matrix_dspy.loading",
     "run_program": "matrix_dspy.bulk.program",
+    "run_table": "matrix_dspy.bulk.program",
 }
 
-__all__ = ["__version__", "list_programs", "load_program", "run_program", "save_program"]
+__all__ = ["__version__", "list_programs", "load_program", "run_program", "run_table", "save_program"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from matrix_dspy.errors import ConfigError, describe_os_error, did_you_mean
-from matrix_dspy.types import Communication, InstructionType
+from matrix_dspy.types import Communication, FilterName, InstructionType, Structured
 
 S = TypeVar("S", bound="Section")
 
@@ -76,6 +76,8 @@ class PopulationConfig(Section):
     """Where the fields stand in that file, as field = column; guessed from usual names where not given."""
     n_agents: int = Field(default=1000, ge=1)
     """Agents at the most; fewer when the file holds fewer. Paper: 1,000."""
+    privacy_check: bool = True
+    """Whether a second call checks every anonymous version; off only where all profiles are invented."""
     n_retries: int = Field(default=2, ge=0)
     """Further tries at anonymising a profile before it is dropped."""
     memory_tokens: int = Field(default=1500, ge=200)
@@ -143,6 +145,8 @@ class SynthesisConfig(Section):
 class CurationConfig(Section):
     """What is dropped."""
 
+    off: tuple[FilterName, ...] = ()
+    """Filters that are not asked, for trying the plumbing with a model that knows nothing; the card names them."""
     min_words: int = Field(default=5, ge=1)
     """Shortest instruction, in words."""
     max_words: int = Field(default=400, ge=1)
@@ -160,6 +164,10 @@ class LMConfig(Section):
 
     main: str = "rehearsal"
     """The model that simulates, writes and answers: see --lm."""
+    structured: Structured = "auto"
+    """Whether typed outputs are asked for with a JSON schema: auto does so on servers known to hold a model to it."""
+    longest_text: int | None = Field(default=None, ge=8)
+    """Longest text in an answer with a schema, in characters; unset sets no bound but max_tokens."""
 
 
 class OperationConfig(Section):
@@ -169,12 +177,34 @@ class OperationConfig(Section):
     """Calls in flight at the most."""
     timeout_s: float = Field(default=120.0, gt=0)
     """Longest wait for one answer, in seconds."""
-    patience_s: float = Field(default=120.0, gt=0)
-    """How long one call is retried before the server counts as gone and the run stops, in seconds."""
+    patience_s: float = Field(default=600.0, gt=0)
+    """How long a server that answers nobody is waited for before the run stops, in seconds."""
+    hedge_s: float | None = Field(default=None, gt=0)
+    """Seconds after which a request without an answer is sent a second time, both paid for; unset never does."""
+    send_seeds: bool = True
+    """Whether every call's own seed is sent; some servers are slower with it, or fail."""
     max_calls: int | None = Field(default=None, ge=1)
     """Calls to send in this start at the most."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens in and out to take in this start at the most; calls in flight come on top."""
+    max_cost: float | None = Field(default=None, gt=0)
+    """Dollars to spend in this start at the most; calls in flight come on top."""
+    max_time_s: float | None = Field(default=None, gt=0)
+    """Seconds this start may take; calls in flight come on top."""
+    price_in: float | None = Field(default=None, ge=0)
+    """Dollars a million prompt tokens, where the price map does not know the model."""
+    price_out: float | None = Field(default=None, ge=0)
+    """Dollars a million completion tokens."""
+    ray: str | None = None
+    """Address of a Ray cluster to spread calls over; empty starts one on this machine, unset uses none."""
+    ray_workers: int | None = Field(default=None, ge=1)
+    """Workers on the cluster; unset is one a GPU for vllm: and one a machine else."""
+    data_parallel: int = Field(default=1, ge=1)
+    """Copies of the model that an in-process vLLM spreads over the GPUs of this machine."""
     keep_prompts: bool = False
     """Whether prompts are journaled in full, not only as hashes."""
+    trace_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of calls traced with OpenTelemetry to OTEL_EXPORTER_OTLP_ENDPOINT (extra `trace`)."""
 
 
 class Config(Section):

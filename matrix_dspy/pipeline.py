@@ -16,27 +16,34 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import polars as pl
+
 from matrix_dspy.bulk.budget import Budget
-from matrix_dspy.bulk.folder import RunFolder
+from matrix_dspy.bulk.folder import RunFolder, read_config, read_run_table, take_lock
+from matrix_dspy.bulk.program import open_engine, sends_schemas
 from matrix_dspy.bulk.progress import Progress, show_progress
 from matrix_dspy.bulk.runner import Runner
+from matrix_dspy.bulk.trace import open_trace
 from matrix_dspy.config import Config, KindConfig, load_kind
 from matrix_dspy.curation.filters import Candidate as Filtered
 from matrix_dspy.curation.filters import Filter, apply_filters, build_instruction_filters, build_response_filters
 from matrix_dspy.engine.base import Engine
 from matrix_dspy.engine.embedding import Embedder, build_embedder
-from matrix_dspy.engine.spec import build_engine
-from matrix_dspy.errors import ConfigError, LimitError, TableError
+from matrix_dspy.errors import ConfigError, LimitError, RunError, TableError
 from matrix_dspy.population.agents import Population, build_population
 from matrix_dspy.population.reading import read_profiles
 from matrix_dspy.report.card import Figures, write_card
+from matrix_dspy.report.estimate import read_estimate
+from matrix_dspy.report.prices import Price, find_price
 from matrix_dspy.simulation.society import Closed, Society, form_groups
-from matrix_dspy.synthesis.flow import Flow, build_candidates
+from matrix_dspy.synthesis.flow import Flow, build_candidates, make_response_id
 from matrix_dspy.synthesis.retrieval import Retriever
 from matrix_dspy.types import Group, Profile, Rejected
 
 SHIPPED_PROFILES = Path(__file__).parent / "data" / "profiles" / "composed.jsonl"
 QUIET = "the agents' plans are used up and no more scenarios come; take more agents or raise simulation.max_plans"
+FAILED = frozenset({"unparsed", "failed check", "cut off", "empty", "refused by server"})
+"""Reasons of rows that failed, as against rows that a filter dropped."""
 GROWTH = 1.25
 """Spare scenarios asked for when candidates have run out and the society lives on."""
 
@@ -113,14 +120,24 @@ async def _run(
 ) -> Result:
     _check_embedder(config)
     profiles, bad = _load_profiles(config)
-    engine = _open_engine(config)
-    async with engine:
-        inputs = {"profiles_sha256": _hash_files(_profiles_path(config))}
-        with RunFolder.open(path, command, config, {"main": engine.model}, inputs=inputs, replay=replay) as folder:
+    budget = _build_budget(config)
+    engine = _build_engine(config)
+    async with engine, open_trace(config.operation.trace_share) as trace:
+        has_schemas = sends_schemas(engine, config.lm.structured)
+        with RunFolder.open(
+            path, command, config, {"main": engine.model}, replay=replay, has_schemas=has_schemas,
+            inputs={"profiles_sha256": _hash_files(_profiles_path(config))},
+        ) as folder:  # fmt: skip
             if _is_finished(folder, config, kind):
                 return Result(path, config.n, config.n, "complete", was_finished=True)
-            runner = Runner(engine, folder.journal, config.seed, progress, Budget(config.operation.max_calls))
-            job = _Job(config, kind, runner, Made(profiles=profiles, rejected=bad))
+            if engine.keeps_journal:
+                engine.journal_into(path / "journal", keep_prompts=config.operation.keep_prompts)
+            runner = Runner(
+                engine, folder.journal, config.seed, progress, budget,
+                structured=has_schemas, longest_text=config.lm.longest_text, trace=trace,
+            )  # fmt: skip
+            cache_before = await engine.read_prefix_cache()
+            job = _Job(config, kind, runner, Made(profiles=profiles, rejected=bad), folder.read_retries())
             started, began = time.monotonic(), datetime.now(UTC)
             with show_progress(progress, is_quiet=is_quiet):
                 try:
@@ -132,7 +149,9 @@ async def _run(
                     raise
             n_kept = job.write(folder)
             reason = "complete" if n_kept >= config.n else job.made.stop_reason or QUIET
-            figures = _measure(job, engine, path, reason, began, time.monotonic() - started, n_kept)
+            seconds = time.monotonic() - started
+            cache = _subtract(await engine.read_prefix_cache(), cache_before)
+            figures = _measure(job, engine, path, reason, began, seconds, n_kept, cache)
             write_card(folder, figures, command)
             folder.write_state({"reason": reason, "n": config.n, "kept": n_kept})
             return Result(path, n_kept, config.n, reason, is_limited=job.made.is_limited)
@@ -141,11 +160,19 @@ async def _run(
 class _Job:
     """The stages of one run, in order."""
 
-    def __init__(self, config: Config, kind: KindConfig | None, runner: Runner, made: Made) -> None:
+    def __init__(
+        self,
+        config: Config,
+        kind: KindConfig | None,
+        runner: Runner,
+        made: Made,
+        retries: dict[str, dict[str, int]],
+    ) -> None:
         self.config = config
         self.kind = kind
         self.runner = runner
         self.made = made
+        self.retries = retries
         self.filters: list[Filter] = []
         self.response_filters: list[Filter] = []
 
@@ -218,7 +245,7 @@ class _Job:
     async def _synthesise(self, society: Society, embedder: Embedder, kind: KindConfig) -> None:
         """Alternate between living and writing until n rows are kept or nothing more can come."""
         made, config = self.made, self.config
-        flow = Flow(config, kind, self.runner, self, n_groups=len(made.groups))
+        flow = Flow(config, kind, self.runner, self, n_groups=len(made.groups), retries=self.retries)
         made.flow = flow
         retriever = Retriever(config.synthesis, embedder, config.seed)
         agents = {agent.agent_id: agent for agent in made.population.agents} if made.population else {}
@@ -290,14 +317,69 @@ def _check_embedder(config: Config) -> None:
         raise ConfigError(f"no embedding model at {path!r}; give the path of a sentence-transformers folder")
 
 
-def _open_engine(config: Config) -> Engine:
+def _build_engine(config: Config) -> Engine:
     operation = config.operation
-    return build_engine(
+    return open_engine(
         config.lm.main,
+        operation.ray,
+        operation.ray_workers,
         concurrency=operation.concurrency,
         timeout_s=operation.timeout_s,
         patience_s=operation.patience_s,
+        hedge_s=operation.hedge_s,
+        send_seeds=operation.send_seeds,
+        data_parallel=operation.data_parallel,
     )
+
+
+def _build_budget(config: Config) -> Budget:
+    """Return what this start may spend; ConfigError when a limit on money cannot be held for want of a price."""
+    operation = config.operation
+    price = choose_price(config)
+    is_free = config.lm.main.partition("?")[0] == "rehearsal"
+    if operation.max_cost is not None and price is None and not is_free:
+        raise ConfigError(f"no price is known for {config.lm.main!r}; give --price-in and --price-out with --max-cost")
+    return Budget(operation.max_calls, operation.max_tokens, operation.max_cost, operation.max_time_s, price)
+
+
+def choose_price(config: Config) -> Price | None:
+    """Return the price given in the config, else that of LiteLLM's map, else None."""
+    operation = config.operation
+    if operation.price_in is not None or operation.price_out is not None:
+        return Price(operation.price_in or 0.0, operation.price_out or 0.0)
+    return find_price(config.lm.main)
+
+
+def mark_retries(path: Path) -> int:
+    """Mark the failed rows of the run in folder `path` to be asked for anew; returns how many there are.
+
+    Rows fail when a model's answer could not be used or the server refused the request; rows that a filter dropped
+    did not fail. From synthesis on only: what happened in a simulation has had its consequences.
+
+    Raises:
+        RunError: there is no run there, or another process works on it.
+    """
+    command, config = read_config(path)
+    if command != "generate":
+        raise RunError(f"{str(path)!r} holds a simulation; retry is for rows of a data set, from synthesis on")
+    failed = read_run_table(path, "rejected").filter(pl.col("reason").is_in(sorted(FAILED)))
+    written = failed.filter(pl.col("noun") == "instruction")["id"].to_list()
+    responses = set(failed.filter(pl.col("noun") == "response")["id"].to_list())
+    asked = read_run_table(path, "instructions")["instruction_id"].to_list()
+    unanswered = [each for each in asked if make_response_id(each, config.seed) in responses]
+    lock = take_lock(path)
+    try:
+        folder = RunFolder(path)
+        retries = folder.read_retries()
+        for program, ids in (("instruction_writer", written), ("responder", unanswered)):
+            own = retries.setdefault(program, {})
+            own.update({each: own.get(each, 0) + 1 for each in ids})
+        if written or unanswered:
+            folder.write_retries(retries)
+            folder.write_state({})
+    finally:
+        lock.release()
+    return len(written) + len(unanswered)
 
 
 def _plan_scenarios(config: Config, n_agents: int, n_groups: int) -> int:
@@ -324,8 +406,19 @@ def _say_hopeless(flow: Flow) -> str:
     )
 
 
+def _subtract(now: tuple[int, int] | None, before: tuple[int, int] | None) -> tuple[int, int] | None:
+    return None if now is None or before is None else (now[0] - before[0], now[1] - before[1])
+
+
 def _measure(
-    job: _Job, engine: Engine, path: Path, reason: str, began: datetime, seconds: float, n_kept: int
+    job: _Job,
+    engine: Engine,
+    path: Path,
+    reason: str,
+    began: datetime,
+    seconds: float,
+    n_kept: int,
+    prefix_cache: tuple[int, int] | None,
 ) -> Figures:
     made, progress = job.made, job.runner.progress
     population = made.population
@@ -345,6 +438,13 @@ def _measure(
         n_replayed=progress.n_replayed,
         prompt_tokens=progress.prompt_tokens,
         completion_tokens=progress.completion_tokens,
+        cached_tokens=progress.cached_tokens,
+        prefix_cache=prefix_cache,
+        cost=job.runner.budget.cost,
+        tallies=progress.by_program,
+        usage=engine.usage,
+        has_schemas=job.runner.structured,
+        estimate=read_estimate(path),
         profiles=population.profiles if population else [],
         n_read=len(made.profiles),
         n_agents=len(population.agents) if population else 0,

@@ -26,6 +26,8 @@ _INVISIBLE = {
 """Marks that change direction or order of text, or hide in it; joiners that scripts and emoji need are kept."""
 _CONTROL = {code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 _REMOVED = dict.fromkeys(_INVISIBLE | _CONTROL)
+_SUSPECT = re.compile("[\ud800-\udfff" + "".join(map(chr, sorted(_REMOVED))) + r"]|\[\[|<\||<<CUSTOM|\n{4}")
+"""Anything `clean_text` might change; most texts hold none of it."""
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 # Lengths are bounded by what addresses allow, so that a long run of letters costs no more than its length.
@@ -58,6 +60,8 @@ def clean_text(text: str) -> str:
 
     Line ends become newlines, more than two empty lines become two, outer blanks go. Idempotent.
     """
+    if _SUSPECT.search(text) is None:
+        return text.strip()
     text = text.replace("\r\n", "\n").replace("\r", "\n").translate(_REMOVED)
     text = _SURROGATES.sub("\ufffd", text)
     while (shorter := _unwrap_marks(text)) != text:  # taking out one mark can put another together

@@ -13,6 +13,10 @@ Quality = Literal["very poor", "poor", "average", "good", "excellent"]
 Difficulty = Literal["very easy", "easy", "medium", "hard", "very hard"]
 InstructionType = Literal["simple", "specialised"]
 Communication = Literal["structured", "random", "none"]
+FilterName = Literal["refusal", "length", "self-contained", "exact duplicate", "near duplicate"]
+"""Filters that can be switched off; the one against leaks cannot."""
+Structured = Literal["auto", "on", "off"]
+"""Whether a JSON schema of a program's outputs is sent; `auto` does so where the server holds the model to it."""
 
 
 def make_id(noun: str, *parts: str | int) -> str:

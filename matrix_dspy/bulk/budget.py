@@ -2,22 +2,17 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from matrix_dspy.engine.base import Completion
 
-MILLION = 1_000_000
 
+class Price(Protocol):
+    """What tokens cost."""
 
-@dataclass(frozen=True, slots=True)
-class Price:
-    """Dollars a million tokens."""
-
-    per_million_in: float
-    per_million_out: float
-
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
         """Return dollars."""
-        return (prompt_tokens * self.per_million_in + completion_tokens * self.per_million_out) / MILLION
+        ...
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ change stops with the key's name. One process at a time holds the folder.
 
 import hashlib
 import platform
+import re
 import tomllib
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from matrix_dspy.config import Config
 from matrix_dspy.errors import RunError, TableError, boundary
 from matrix_dspy.types import NOUNS, Example, Row
 
+RETRIES = "retries.json"
 CONTRACT = 1
 """Version of the folder's layout."""
 _ID_COLUMNS = {"rejected": ("noun", "id", "stage", "reason", "detail")}
@@ -48,11 +50,13 @@ class RunFolder:
         *,
         inputs: dict[str, str] | None = None,
         replay: tuple[Path, ...] = (),
+        has_schemas: bool = False,
     ) -> Self:
         """Take the folder for a run of `config`, making it if it is not there.
 
         `models` are the models' own names per role; `inputs` are hashes of the files the run reads, by name; `replay`
-        are other run folders whose journals are read too.
+        are other run folders whose journals are read too; `has_schemas` says that prompts are those that go with JSON
+        schemas.
 
         Raises:
             RunError: another process holds it, it holds another run, or it cannot be written.
@@ -65,6 +69,8 @@ class RunFolder:
             folder._lock = take_lock(path)
             try:
                 identity = _build_identity(command, config, models) | {"inputs": inputs or {}}
+                if has_schemas:
+                    identity["schemas"] = _drop_none({"longest_text": config.lm.longest_text, "sent": True})
                 folder._compare_or_write(identity, config)
                 folder.run_id = _hash_identity(identity)
                 places = tuple(_journal_of(other) for other in replay)
@@ -104,6 +110,20 @@ class RunFolder:
         """Note how the last start ended, in `state.json`."""
         write_text(orjson.dumps(state, option=orjson.OPT_INDENT_2).decode() + "\n", self.path / "state.json")
 
+    def read_retries(self) -> dict[str, dict[str, int]]:
+        """Return how often failed rows were asked for anew, by program and instruction id."""
+        path = self.path / RETRIES
+        if not path.is_file():
+            return {}
+        with boundary(RunError, f"read {str(path)!r}"):
+            return orjson.loads(path.read_bytes())
+
+    def write_retries(self, retries: dict[str, dict[str, int]]) -> None:
+        """Note in `retries.json` how often failed rows are asked for anew."""
+        write_text(
+            orjson.dumps(retries, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS).decode(), self.path / RETRIES
+        )
+
     def read_state(self) -> dict[str, Any]:
         """Return how the last start ended; empty when none has."""
         try:
@@ -123,6 +143,7 @@ class RunFolder:
             "n": config.n,
             "identity": identity,
             "operation": _drop_none(config.operation.model_dump()),
+            "start": {"lm": _hide_secrets(config.lm.main), "profiles": config.population.profiles},
             "versions": _list_versions(),
         }
         write_text(tomli_w.dumps(document), path)
@@ -188,6 +209,30 @@ def _build_identity(command: str, config: Config, models: dict[str, str]) -> dic
     parts["population"]["profiles"] = Path(config.population.profiles).name
     sampling = {name: values.model_dump() for name, values in config.sampling.items()}
     return _drop_none({"command": command, **parts, "sampling": sampling, "models": models})
+
+
+def read_config(path: Path) -> tuple[str, Config]:
+    """Return the command and the config of the run in a folder, as it was started last.
+
+    Raises:
+        RunError: there is no run there, or its config can no longer be read.
+    """
+    run = read_run(path)
+    values = {key: value for key, value in run["identity"].items() if key in Config.model_fields}
+    start = run.get("start", {})
+    values |= {"n": run["n"], "operation": run["operation"], "lm": {"main": start.get("lm", "rehearsal")}}
+    if "schemas" in run["identity"]:
+        values["lm"] |= {"structured": "on", "longest_text": run["identity"]["schemas"].get("longest_text")}
+    else:
+        values["lm"]["structured"] = "off"
+    values["population"]["profiles"] = start.get("profiles", "")
+    with boundary(RunError, f"read the config of {str(path)!r}"):
+        return run["identity"]["command"], Config.model_validate(values)
+
+
+def _hide_secrets(lm: str) -> str:
+    """Take user names, passwords and tokens out of what was written after --lm."""
+    return re.sub(r"[?&][^?&=]*(?:key|token|secret)[^?&=]*=[^&]*", "", re.sub(r"(?<=://)[^/@]*@", "", lm))
 
 
 def _drop_none(value: Any) -> Any:

@@ -33,7 +33,9 @@ def read_levels(signature: type[dspy.Signature], name: str) -> dict[str, float]:
     return {str(choice): float(choice if is_number else place) for place, choice in enumerate(choices, 1)}
 
 
-def expect_level(levels: Mapping[str, float], tokens: Sequence[Mapping[str, Any]], text: str, name: str) -> float | None:
+def expect_level(
+    levels: Mapping[str, float], tokens: Sequence[Mapping[str, Any]], text: str, name: str
+) -> float | None:
     """Return the mean of the levels under the distribution at the place where field `name` was written.
 
     `tokens` are those of `Completion.logprobs`. None where the place cannot be found or its levels have no mass.

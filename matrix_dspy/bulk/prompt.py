@@ -16,6 +16,7 @@ import dspy
 from dspy.adapters.utils import format_field_value
 from pydantic import TypeAdapter, ValidationError, create_model
 
+from matrix_dspy.bulk.chat_reader import ChatReader
 from matrix_dspy.engine.base import Message
 from matrix_dspy.errors import ConfigError
 from matrix_dspy.text import strip_custom_types
@@ -65,6 +66,8 @@ class Prompt:
         self._predictor = predictor
         self._structured: dict[int | None, Prompt] = {}
         self._bounds = _read_bounds(self.signature)
+        self._reader = ChatReader(self.signature) if kind is dspy.ChatAdapter else None
+        self._input_fields = list(self.signature.input_fields.items())
         self._prefix, self._pieces = self._render()
 
     @classmethod
@@ -97,7 +100,7 @@ class Prompt:
         if self._pieces is None or any(name not in inputs for name in self.inputs):
             return self._format(inputs)
         parts = [self._pieces[0]]
-        for (name, field), piece in zip(self.signature.input_fields.items(), self._pieces[1:], strict=True):
+        for (name, field), piece in zip(self._input_fields, self._pieces[1:], strict=True):
             parts.append(_render_value(field, inputs[name]))
             parts.append(piece)
         text = "".join(parts)
@@ -117,7 +120,9 @@ class Prompt:
 
     def _read(self, text: str) -> Parsed:
         try:
-            fields = self.adapter.parse(self.signature, text)
+            fields = self._reader(text) if self._reader is not None else None
+            if fields is None:
+                fields = self.adapter.parse(self.signature, text)
             for name, bound in self._bounds.items():
                 fields[name] = bound.validate_python(fields[name])
             return Parsed(fields)

@@ -16,15 +16,13 @@ from matrix_dspy.bulk.journal import CallKey, Journal, hash_request
 from matrix_dspy.bulk.levels import TOP_TOKENS, expect_level, read_levels
 from matrix_dspy.bulk.progress import Progress
 from matrix_dspy.bulk.prompt import Prompt
+from matrix_dspy.bulk.trace import Trace
 from matrix_dspy.config import SamplingConfig
 from matrix_dspy.engine.base import Completion, Engine, Message, Request, Sampling
 from matrix_dspy.errors import EngineError, LimitError
 from matrix_dspy.text import clean_value
 
 log = logging.getLogger("matrix_dspy")
-
-Trace = Callable[[str, Request, Completion], None]
-"""Takes a call's key, its request and its completion."""
 
 Check = Callable[[dict[str, Any]], str | None]
 """Looks at parsed fields and returns what is wrong with them, as a clause a model can act on, or None."""

@@ -18,7 +18,7 @@ import rensa
 
 from matrix_dspy.config import CurationConfig
 from matrix_dspy.text import count_words, find_contacts, words
-from matrix_dspy.types import Profile
+from matrix_dspy.types import FilterName, Profile
 
 _rensa: Any = rensa  # a compiled module without types
 N_PERMUTATIONS = 192
@@ -161,14 +161,15 @@ def build_instruction_filters(
     config: CurationConfig, profiles: Iterable[Profile], seed: int, public: Iterable[str] = ()
 ) -> list[Filter]:
     """Return the filters an instruction passes, in the order of METHOD 3.4."""
-    return [
-        LeakFilter(profiles, config.leak_words, public),
-        RefusalFilter(),
-        LengthFilter(config.min_words, config.max_words),
-        SelfContainedFilter(),
-        ExactFilter(),
-        NearDuplicateFilter(config.shingle_words, config.near_duplicate, seed),
-    ]
+    optional: dict[FilterName, Filter] = {
+        "refusal": RefusalFilter(),
+        "length": LengthFilter(config.min_words, config.max_words),
+        "self-contained": SelfContainedFilter(),
+        "exact duplicate": ExactFilter(),
+        "near duplicate": NearDuplicateFilter(config.shingle_words, config.near_duplicate, seed),
+    }
+    asked = [each for name, each in optional.items() if name not in config.off]
+    return [LeakFilter(profiles, config.leak_words, public), *asked]
 
 
 def build_response_filters(filters: Sequence[Filter]) -> list[Filter]:

@@ -1,8 +1,9 @@
 """One request in, one completion out: what every engine promises, with retries and the limit on calls in flight.
 
 An engine implements `attempt`, one try at one request; `Engine.complete` adds the adaptive limit, retries with jitter,
-`Retry-After` and a pause while the server is gone. What is wrong with one request comes back as a value on the completion (`error`); a server that is
-gone, refuses the key or lacks the model comes back as `down`, and the run stops instead of its rows failing.
+`Retry-After` and a pause while the server is gone. What is wrong with one request comes back as a value on the
+completion (`error`); a server that is gone, refuses the key or lacks the model comes back as `down`, and the run stops
+instead of its rows failing.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -283,6 +285,19 @@ class Engine:
         if error.retry_after is None:
             return self._backoff(n_asked)
         return error.retry_after * self._jitter.uniform(1.0, 1.25)
+
+    async def read_prefix_cache(self) -> tuple[int, int] | None:
+        """Return prompt tokens found in and looked up by the server's prefix cache so far; None where unknown."""
+        return None
+
+    @property
+    def prefers_schema(self) -> bool:
+        """Whether programs with typed outputs had better ask with a schema than in words."""
+        return self.supports_response_schema
+
+    def journal_into(self, folder: Path, *, keep_prompts: bool = False) -> None:
+        """Have `complete_entry` write its completions into segments in `folder`; only where `keeps_journal`."""
+        raise NotImplementedError
 
     async def complete_entry(self, request: Request, key: str, digest: str) -> Completion:
         """Answer one request that is known in the journal by `key` and `digest`."""

@@ -211,12 +211,12 @@ def read_completion(raw: bytes, seconds: float) -> Completion:
         choices = reply["choices"]
         if len(choices) > 1:
             choices = sorted(choices, key=lambda choice: choice.get("index") or 0)
-        texts = tuple(choice["message"].get("content") or "" for choice in choices)
-        reasons = tuple(str(choice.get("finish_reason") or "stop") for choice in choices)
+        texts = tuple([choice["message"].get("content") or "" for choice in choices])
+        reasons = tuple([str(choice.get("finish_reason") or "stop") for choice in choices])
         usage = reply.get("usage") or {}
         counts = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
         cached = _count(usage.get("prompt_tokens_details") or {}, "cached_tokens")
-        logprobs = tuple((choice.get("logprobs") or {}).get("content") for choice in choices)
+        logprobs = tuple([(choice.get("logprobs") or {}).get("content") for choice in choices])
         model = str(reply.get("model") or "")
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise TransientError(f"the server's answer is no chat completion ({_first_words(raw)})") from error

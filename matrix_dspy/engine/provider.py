@@ -15,8 +15,6 @@ from matrix_dspy.errors import EngineError
 class ProviderEngine(Engine):
     """One model of one provider, through LiteLLM."""
 
-    supports_response_schema = True
-
     def __init__(self, model: str, *, api_base: str | None = None, **limits: Any) -> None:
         super().__init__(**limits)
         self.model = model
@@ -37,6 +35,7 @@ class ProviderEngine(Engine):
         if missing and self.api_base is None:
             raise EngineError(f"{self.model!r} needs a key; set the environment variable {' or '.join(missing)}")
         self._litellm = litellm
+        self.supports_response_schema = bool(litellm.supports_response_schema(model=self.model))
 
     async def attempt(self, request: Request, n_asked: int) -> Completion:
         started = time.perf_counter()
@@ -50,7 +49,9 @@ class ProviderEngine(Engine):
         reasons = tuple(str(choice.finish_reason or "stop") for choice in reply.choices)
         usage = getattr(reply, "usage", None)
         counts = (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
-        return Completion(texts, reasons, *counts, time.perf_counter() - started)
+        logprobs = tuple(_read_logprobs(choice) for choice in reply.choices)
+        known = logprobs if any(logprobs) else None
+        return Completion(texts, reasons, *counts, time.perf_counter() - started, known)
 
     def _arguments(self, request: Request) -> dict[str, Any]:
         sampling = request.sampling
@@ -66,7 +67,12 @@ class ProviderEngine(Engine):
         optional = {
             "top_p": sampling.top_p,
             "stop": list(sampling.stop) or None,
-            "seed": sampling.seed,
+            "seed": sampling.seed if self.send_seeds else None,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
+            "logprobs": True if sampling.logprobs else None,
+            "top_logprobs": sampling.logprobs or None,
             "n": sampling.n if sampling.n != 1 else None,
             "api_base": self.api_base,
         }
@@ -84,11 +90,20 @@ class ProviderEngine(Engine):
             return DownError(f"{self.model}: the provider refuses the key; set its environment variable ({words})")
         if isinstance(error, known.NotFoundError):
             return DownError(f"{self.model}: the provider does not know this model ({words})")
-        if isinstance(error, known.RateLimitError | known.ServiceUnavailableError | known.Timeout):
+        if isinstance(error, known.Timeout):
+            return TransientError(f"{self.model}: {words}", is_timeout=True)
+        if isinstance(error, known.RateLimitError | known.ServiceUnavailableError):
             return TransientError(f"{self.model}: {words}", retry_after=_retry_after(error), is_overload=True)
+        if isinstance(error, known.APIConnectionError):
+            return TransientError(f"{self.model}: {words}", is_lost=True)
         if isinstance(error, known.BadRequestError | known.UnprocessableEntityError):
             return RefusedError(f"the provider answers: {words}")
         return TransientError(f"{self.model}: {words}")
+
+
+def _read_logprobs(choice: Any) -> list[dict[str, Any]] | None:
+    content = getattr(getattr(choice, "logprobs", None), "content", None)
+    return [token.model_dump() for token in content] if content else None
 
 
 def _retry_after(error: Exception) -> float | None:

@@ -7,14 +7,14 @@ from matrix_dspy.errors import ConfigError
 
 FORMS = (
     "'rehearsal' (with dials: 'rehearsal?latency=0.2'), 'http://host:port/v1' or 'http://host:port/v1#model', "
-    "or a LiteLLM name such as 'openai/gpt-4o-mini'"
+    "'vllm:org/model', or a LiteLLM name such as 'openai/gpt-4o-mini'"
 )
 
 
-def build_engine(spec: str, **limits: Any) -> Engine:
+def build_engine(spec: str, *, data_parallel: int = 1, **limits: Any) -> Engine:
     """Build the engine that `spec` names; nothing is imported or opened that it does not need.
 
-    `limits` are `concurrency`, `timeout_s` and `patience_s` of `Engine`.
+    `limits` are the arguments of `Engine`; `data_parallel` is for in-process vLLM alone.
 
     Raises:
         ConfigError: `spec` has none of the known forms.
@@ -30,9 +30,9 @@ def build_engine(spec: str, **limits: Any) -> Engine:
         url, _, model = spec.partition("#")
         return EndpointEngine(url, model, **limits)
     if spec.startswith("vllm:"):
-        raise ConfigError(
-            f"no in-process vLLM for {spec!r}; run 'vllm serve' and give its address: --lm http://host:port/v1"
-        )
+        from matrix_dspy.engine.vllm import VllmEngine
+
+        return VllmEngine.from_spec(spec, data_parallel=data_parallel, **limits)
     provider, _, model = spec.partition("/")
     if provider and model and "://" not in spec and " " not in spec:
         from matrix_dspy.engine.provider import ProviderEngine

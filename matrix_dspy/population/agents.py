@@ -105,6 +105,8 @@ class _AgentMaker:
                 earlier = (*earlier, Turn(outcome.text, outcome.detail))
                 continue
             answer = {name: outcome.fields[name] for name in ("anonymous_description", "anonymous_history")}
+            if not self.config.population.privacy_check:
+                return _write_anonymous(profile, pseudonym, answer)
             verdict = await self._ask(
                 "privacy_checker", {**raw, **answer}, profile.profile_id, attempt=attempt, scrub=identifiers.scrub
             )

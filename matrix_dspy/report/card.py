@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,9 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from matrix_dspy import __version__
 from matrix_dspy.bulk.folder import RunFolder
+from matrix_dspy.bulk.progress import Tally
 from matrix_dspy.config import Config, KindConfig
 from matrix_dspy.curation.filters import read_refusal_version
+from matrix_dspy.engine.base import Usage
 from matrix_dspy.loading import hash_prompt, load_program
+from matrix_dspy.report.estimate import Comparison, Estimate, compare_estimate
 from matrix_dspy.text import count_words
 from matrix_dspy.types import AnonymousProfile, Event, Example, Group, Instruction, Rejected, Scenario
 
@@ -41,6 +44,14 @@ class Figures:
     n_replayed: int
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int
+    prefix_cache: tuple[int, int] | None
+    """Prompt tokens the server's prefix cache held and was asked for in the last start, where the server says so."""
+    cost: float | None
+    tallies: Mapping[str, Tally]
+    usage: Usage
+    has_schemas: bool
+    estimate: Estimate | None
     profiles: Sequence[AnonymousProfile]
     n_read: int
     n_agents: int
@@ -64,6 +75,7 @@ def write_card(folder: RunFolder, figures: Figures, command: str) -> None:
     )
     environment.filters["cell"] = _cell
     environment.filters["quote"] = _quote
+    environment.filters["count"] = _say_number
     text = environment.get_template(f"{command}.md.jinja").render(_build_context(figures, folder.run_id))
     folder.write_card(text)
 
@@ -93,7 +105,22 @@ def _build_context(figures: Figures, run_id: str) -> dict[str, Any]:
         "refusal_version": read_refusal_version(),
         "programs": [(name, hash_prompt(load_program(name))[:16]) for name in PROGRAMS_USED],
         "size": _size_category(figures.n_kept),
+        "comparison": _compare(figures),
+        "off": _list_off(figures.config),
     }
+
+
+def _compare(figures: Figures) -> list[Comparison]:
+    """Set the estimate beside what the run became; empty where none was made."""
+    if figures.estimate is None:
+        return []
+    return compare_estimate(figures.estimate, figures.tallies, figures.seconds, figures.cost)
+
+
+def _list_off(config: Config) -> list[str]:
+    """Return the checks that were switched off."""
+    off = [f"the filter {name!r}" for name in config.curation.off]
+    return off if config.population.privacy_check else ["the privacy check", *off]
 
 
 def _largest_share(examples: Sequence[Example]) -> float:
@@ -112,6 +139,10 @@ def _describe(values: Sequence[float]) -> tuple[float, float, float] | None:
 def _size_category(n_rows: int) -> str:
     bounds = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
     return next((name for bound, name in bounds if n_rows < bound), "n>1M")
+
+
+def _say_number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _cell(text: object) -> str:

@@ -6,7 +6,7 @@ rows are asked in rank order, so an earlier rank always wins over its twin; the 
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -73,6 +73,8 @@ class Flow:
     runner: Runner
     gate: Gate
     n_groups: int
+    retries: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """How often a program was asked anew for an instruction id, by `retry`."""
     rows: list[Row] = field(default_factory=list)
     _queue: deque[Candidate] = field(default_factory=deque)
     _kept_by_group: Counter[str] = field(default_factory=Counter)
@@ -212,7 +214,7 @@ class Flow:
         assert row.instruction is not None
         inputs = {"instruction": row.instruction.text}
         outcome = await self._ask("responder", self._responder, inputs, row.candidate)
-        response_id = make_id("response", row.instruction.instruction_id, 0, self.config.seed)
+        response_id = make_response_id(row.instruction.instruction_id, self.config.seed)
         if outcome.fields is None:
             self._reject(row, "response", response_id, outcome.reason, outcome.detail, outcome.text)
             return
@@ -247,8 +249,11 @@ class Flow:
     async def _ask(
         self, program: str, prompt: Prompt, inputs: dict[str, Any], candidate: Candidate, check: Check | None = None
     ) -> Outcome:
-        key = CallKey(STAGE, candidate.instruction_id, program)
-        return await self.runner.call(prompt, inputs, key, self.config.sampling_of(program), check=check)
+        attempt = self.retries.get(program, {}).get(candidate.instruction_id, 0)
+        key = CallKey(STAGE, candidate.instruction_id, program, attempt=attempt)
+        keeps = "length" in self.config.curation.off
+        sampling = self.config.sampling_of(program)
+        return await self.runner.call(prompt, inputs, key, sampling, check=check, keeps_cut_off=keeps)
 
     def _reject(self, row: Row, noun: str, row_id: str, reason: str, detail: str, raw: str) -> None:
         shown = "" if reason == "leak" else raw  # raw profile text is stored nowhere (METHOD 2.1)
@@ -289,6 +294,11 @@ def build_candidates(
                 )
             )
     return candidates
+
+
+def make_response_id(instruction_id: str, seed: int) -> str:
+    """Return the id of an instruction's response."""
+    return make_id("response", instruction_id, 0, seed)
 
 
 def build_example(instruction: Instruction, response: Response, agent: Agent, seed: int) -> Example:

@@ -110,6 +110,7 @@ class RehearsalEngine(Engine):
     """An engine that makes its answers up, at no cost."""
 
     supports_response_schema = True
+    supports_n = True
 
     def __init__(self, dials: Dials | None = None, **limits: Any) -> None:
         super().__init__(**limits)
@@ -121,6 +122,11 @@ class RehearsalEngine(Engine):
     def from_spec(cls, spec: str, **limits: Any) -> Self:
         """Build the engine `rehearsal?...` names; raises ConfigError for a dial that will not do."""
         return cls(Dials.from_spec(spec), **limits)
+
+    @property
+    def prefers_schema(self) -> bool:
+        """Never: it keeps to the markers by itself."""
+        return False
 
     async def attempt(self, request: Request, n_asked: int) -> Completion:
         started = time.perf_counter()
