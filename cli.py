@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 the user's error, 2 wrong usage, 3 a limit was reached (re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -46,6 +46,27 @@ FromOption = Annotated[
     list[Path] | None, typer.Option("--from", help="Run folder whose completions are replayed too. Repeatable.")
 ]
 MaxCallsOption = Annotated[int | None, typer.Option(min=1, help="Calls to send at the most; the run can go on later.")]
+MaxTokensOption = Annotated[int | None, typer.Option(min=1, help="Tokens, in and out, to take at the most.")]
+MaxCostOption = Annotated[float | None, typer.Option(help="Dollars to spend at the most.")]
+MaxTimeOption = Annotated[str | None, typer.Option(help="Time to take at the most: 90s, 30m or 2h.")]
+PriceInOption = Annotated[float | None, typer.Option(help="Dollars a million prompt tokens. Default: LiteLLM's map.")]
+PriceOutOption = Annotated[float | None, typer.Option(help="Dollars a million completion tokens.")]
+RayOption = Annotated[
+    str | None, typer.Option("--ray", help="Spread calls over a Ray cluster: its address, auto, or local for one here.")
+]
+ParallelOption = Annotated[int | None, typer.Option(min=1, help="Copies of a vllm: model, spread over the GPUs.")]
+SeedsOption = Annotated[bool | None, typer.Option("--seeds/--no-seeds", help="Send every call its own seed.")]
+LogOption = Annotated[str, typer.Option("--log", help="Messages and progress: plain, or json for one object a line.")]
+TraceOption = Annotated[float | None, typer.Option(help="Share of calls traced with OpenTelemetry.")]
+EstimateOption = Annotated[
+    bool, typer.Option("--estimate", help="Say what the run will take, keep that for the card, and stop.")
+]
+SpeedOption = Annotated[
+    float | None, typer.Option("--tokens-per-second", help="Tokens one answer grows by in a second, where measured.")
+]
+LikeOption = Annotated[
+    Path | None, typer.Option("--like", help="Finished run to estimate from, in place of a rehearsed sample.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the resolved config and stop.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
@@ -79,13 +100,25 @@ def generate(
     fresh: FreshOption = False,
     replay: FromOption = None,
     max_calls: MaxCallsOption = None,
+    max_tokens: MaxTokensOption = None,
+    max_cost: MaxCostOption = None,
+    max_time: MaxTimeOption = None,
+    price_in: PriceInOption = None,
+    price_out: PriceOutOption = None,
+    ray: RayOption = None,
+    data_parallel: ParallelOption = None,
+    seeds: SeedsOption = None,
+    trace: TraceOption = None,
+    log: LogOption = "plain",
+    estimate: EstimateOption = False,
     dry_run: DryRunOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Make a data set out of a simulated society."""
     changes = {"n": n, "synthesis.kind": kind, "synthesis.need": need, "synthesis.type": type_}
-    changes |= _common(lm, profiles, columns, seed, concurrency, max_calls)
-    _run("generate", recipe, changes, settings, out, fresh, replay, dry_run, quiet)
+    changes |= _common(lm, profiles, columns, seed, concurrency, max_calls, max_tokens, max_cost, max_time)
+    changes |= _operation(price_in, price_out, ray, data_parallel, seeds, trace)
+    _run("generate", recipe, changes, settings, out, fresh, replay, dry_run, quiet, log, estimate)
 
 
 @app.command()
@@ -103,13 +136,103 @@ def simulate(
     fresh: FreshOption = False,
     replay: FromOption = None,
     max_calls: MaxCallsOption = None,
+    max_tokens: MaxTokensOption = None,
+    max_cost: MaxCostOption = None,
+    max_time: MaxTimeOption = None,
+    price_in: PriceInOption = None,
+    price_out: PriceOutOption = None,
+    ray: RayOption = None,
+    data_parallel: ParallelOption = None,
+    seeds: SeedsOption = None,
+    trace: TraceOption = None,
+    log: LogOption = "plain",
+    estimate: EstimateOption = False,
     dry_run: DryRunOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Let the agents live, and write down what happens."""
     changes = {"n": scenarios, "simulation.communication": communication}
-    changes |= _common(lm, profiles, columns, seed, concurrency, max_calls)
-    _run("simulate", recipe, changes, settings, out, fresh, replay, dry_run, quiet)
+    changes |= _common(lm, profiles, columns, seed, concurrency, max_calls, max_tokens, max_cost, max_time)
+    changes |= _operation(price_in, price_out, ray, data_parallel, seeds, trace)
+    _run("simulate", recipe, changes, settings, out, fresh, replay, dry_run, quiet, log, estimate)
+
+
+@app.command()
+def estimate(
+    recipe: RecipeOption = "tiny",
+    n: Annotated[int | None, typer.Option(min=1, help="Rows to keep. Default: the recipe's.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Kind of data: a shipped name (sft) or a TOML file.")] = None,
+    need: Annotated[str | None, typer.Option(help="What the data is for, in words.")] = None,
+    type_: Annotated[str | None, typer.Option("--type", help="Instructions: simple or specialised.")] = None,
+    lm: LMOption = None,
+    profiles: ProfilesOption = None,
+    columns: ColumnsOption = None,
+    seed: SeedOption = None,
+    concurrency: ConcurrencyOption = None,
+    out: OutOption = None,
+    settings: SetOption = None,
+    price_in: PriceInOption = None,
+    price_out: PriceOutOption = None,
+    tokens_per_second: SpeedOption = None,
+    like: LikeOption = None,
+) -> None:
+    """Say what `generate` with the same options will take: calls, tokens, money, time."""
+    changes = {"n": n, "synthesis.kind": kind, "synthesis.need": need, "synthesis.type": type_}
+    changes |= _common(lm, profiles, columns, seed, concurrency, None, None, None, None)
+    changes |= _operation(price_in, price_out, None, None, None, None)
+    config = _load_config(recipe, changes, settings)
+    _estimate("generate", config, out, tokens_per_second, like)
+
+
+@app.command()
+def retry(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    lm: LMOption = None,
+    profiles: ProfilesOption = None,
+    concurrency: ConcurrencyOption = None,
+    quiet: QuietOption = False,
+    log: LogOption = "plain",
+) -> None:
+    """Ask again for the rows of a run whose answers could not be used."""
+    from matrix_dspy.bulk.folder import read_config
+    from matrix_dspy.config import change_config
+    from matrix_dspy.pipeline import mark_retries
+
+    command, config = read_config(run)
+    n_marked = mark_retries(run)
+    if not n_marked:
+        typer.echo(f"no row of {run} failed; what filters dropped is not asked for again")
+        return
+    typer.echo(f"{n_marked:,} failed rows are asked for again", err=True)
+    changes = {"lm.main": lm, "population.profiles": profiles, "operation.concurrency": concurrency}
+    config = change_config(config, {key: value for key, value in changes.items() if value is not None})
+    _work(command, config, run, (), quiet, log)
+
+
+@app.command()
+def doctor(
+    lm: LMOption = "rehearsal",
+    concurrency: Annotated[int, typer.Option(min=1, help="Most calls in flight to try.")] = 256,
+    data_parallel: ParallelOption = None,
+) -> None:
+    """Try a model: reached, schemas, samples, log-probabilities, prefix cache, speed, and what to run it with."""
+    from matrix_dspy.bulk.program import run_async
+    from matrix_dspy.engine.spec import build_engine
+    from matrix_dspy.report.doctor import examine
+
+    _set_up_log("plain")
+
+    async def work() -> bool:
+        is_reached = True
+        limits = {"concurrency": concurrency, "patience_s": 10.0, "data_parallel": data_parallel or 1}
+        async with build_engine(lm or "rehearsal", **limits) as engine:
+            async for finding in examine(engine):
+                typer.echo(f"{'ok' if finding.is_good else 'no':3} {finding.what:18} {finding.words}")
+                is_reached &= finding.is_good or finding.what != "answers"
+        return is_reached
+
+    if not run_async(work()):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -199,6 +322,9 @@ def _common(
     seed: int | None,
     concurrency: int | None,
     max_calls: int | None,
+    max_tokens: int | None,
+    max_cost: float | None,
+    max_time: str | None,
 ) -> dict[str, Any]:
     return {
         "lm.main": lm,
@@ -207,11 +333,39 @@ def _common(
         "seed": seed,
         "operation.concurrency": concurrency,
         "operation.max_calls": max_calls,
+        "operation.max_tokens": max_tokens,
+        "operation.max_cost": max_cost,
+        "operation.max_time_s": None if max_time is None else _read_time(max_time),
     }
 
 
+def _operation(
+    price_in: float | None,
+    price_out: float | None,
+    ray: str | None,
+    data_parallel: int | None,
+    seeds: bool | None,
+    trace: float | None,
+) -> dict[str, Any]:
+    return {
+        "operation.price_in": price_in,
+        "operation.price_out": price_out,
+        "operation.ray": "" if ray == "local" else ray,
+        "operation.data_parallel": data_parallel,
+        "operation.send_seeds": seeds,
+        "operation.trace_share": trace,
+    }
+
+
+def _load_config(recipe: str, changes: dict[str, Any], settings: list[str] | None) -> "Config":
+    from matrix_dspy.config import load_recipe, parse_setting
+
+    given = {key: value for key, value in changes.items() if value is not None}
+    return load_recipe(recipe, given | dict(parse_setting(text) for text in settings or []))
+
+
 def _run(
-    command: str,
+    command: Literal["generate", "simulate"],
     recipe: str,
     changes: dict[str, Any],
     settings: list[str] | None,
@@ -220,27 +374,35 @@ def _run(
     replay: list[Path] | None,
     dry_run: bool,
     quiet: bool,
+    log: str,
+    estimate: bool,
 ) -> None:
-    """Build the config, run the command, and end with the right exit code."""
-    from matrix_dspy.config import load_recipe, parse_setting
-
-    given = {key: value for key, value in changes.items() if value is not None}
-    config = load_recipe(recipe, given | dict(parse_setting(text) for text in settings or []))
+    """Build the config and do what is asked with it: show it, estimate it, or run it."""
+    config = _load_config(recipe, changes, settings)
     if dry_run:
         _show_config(config)
         return
+    if estimate:
+        _estimate(command, config, out, None, None)
+        return
+    from matrix_dspy import pipeline
 
+    path = out or pipeline.default_folder(config, command)
+    path = pipeline.start_fresh(path) if fresh else path
+    if config.lm.main.partition("?")[0] == "rehearsal":
+        typer.echo("model: rehearsal, a rule-based stand-in; its rows show the form of the data only", err=True)
+    _work(command, config, path, tuple(replay or ()), quiet, log)
+
+
+def _work(command: str, config: "Config", path: Path, replay: tuple[Path, ...], quiet: bool, log: str) -> None:
+    """Run the command and end with the right exit code."""
     from matrix_dspy import pipeline
     from matrix_dspy.bulk.program import run_async
     from matrix_dspy.bulk.progress import Progress
 
-    path = out or pipeline.default_folder(config, command)
-    path = pipeline.start_fresh(path) if fresh else path
-    progress = Progress()
-    if config.lm.main.partition("?")[0] == "rehearsal":
-        typer.echo("model: rehearsal, a rule-based stand-in; its rows show the form of the data only", err=True)
+    _set_up_log(log)
     try:
-        work = getattr(pipeline, command)(config, path, progress=progress, replay=tuple(replay or ()), is_quiet=quiet)
+        work = getattr(pipeline, command)(config, path, progress=Progress(), replay=replay, is_quiet=quiet)
         result = run_async(work)
     except KeyboardInterrupt:
         typer.echo(f"\ninterrupted; nothing is lost, go on with:\n  {_resume_command(path)}", err=True)
@@ -248,6 +410,42 @@ def _run(
     _say_result(command, config, result)
     if not result.is_complete:
         raise typer.Exit(3)
+
+
+def _estimate(
+    command: Literal["generate", "simulate"], config: "Config", out: Path | None, speed: float | None, like: Path | None
+) -> None:
+    from matrix_dspy import pipeline, planning
+    from matrix_dspy.bulk.program import run_async
+    from matrix_dspy.report.estimate import describe_estimate, write_estimate
+
+    work = planning.estimate_run(config, command, tokens_per_second=speed, from_run=like)
+    made = run_async(work)
+    for line in describe_estimate(made):
+        typer.echo(line)
+    path = write_estimate(made, out or pipeline.default_folder(config, command))
+    typer.echo(f"\nkept for the run's card: {path}")
+
+
+def _set_up_log(form: str) -> None:
+    from matrix_dspy.bulk.progress import set_up_log
+    from matrix_dspy.errors import ConfigError
+
+    if form not in ("plain", "json"):
+        raise ConfigError(f"no log form {form!r}; write --log plain or --log json")
+    set_up_log(is_json=form == "json")
+
+
+def _read_time(text: str) -> float:
+    """Read 90, 90s, 30m or 2h as seconds."""
+    from matrix_dspy.errors import ConfigError
+
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    try:
+        return float(number) * unit
+    except ValueError:
+        raise ConfigError(f"cannot read --max-time {text!r}; write 90s, 30m or 2h") from None
 
 
 def _show_config(config: "Config") -> None:

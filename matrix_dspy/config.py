@@ -295,6 +295,18 @@ def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     return _validate(Config, values, path)
 
 
+def change_config(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Return a config with changes given as `section.key` to value.
+
+    Raises:
+        ConfigError: unknown key, or a value out of bounds.
+    """
+    values = config.model_dump(exclude_unset=True)
+    for key, value in changes.items():
+        _put(values, key, value)
+    return _validate(Config, values, Path(config.recipe))
+
+
 def load_kind(name: str) -> KindConfig:
     """Load a kind of data by name or path.
 

@@ -6,6 +6,7 @@ from matrix_dspy.text import one_line
 
 MIN_STEPS, MAX_STEPS = 3, 8
 """Steps of a plan (METHOD 2.1, this project's numbers)."""
+PLAN_SCHEMA = {"plan": {"minItems": MIN_STEPS, "maxItems": MAX_STEPS}}
 
 
 def check_plan(fields: dict[str, Any]) -> str | None:

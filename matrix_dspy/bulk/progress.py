@@ -1,12 +1,19 @@
 """How far a run is: counters anybody can read, shown live on a terminal and as plain lines elsewhere."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
 
 from matrix_dspy.engine.base import Completion
+
+log = logging.getLogger("matrix_dspy")
 
 PLAIN_INTERVAL_S = 5.0
 
@@ -89,13 +96,50 @@ class Progress:
             f"tokens {self.prompt_tokens:,} in {self.completion_tokens:,} out"
         )
 
+    def figures(self) -> dict[str, Any]:
+        """Return the state as numbers."""
+        return {
+            "stage": self.stage,
+            "kept": self.kept,
+            "wanted": self.wanted,
+            "unit": self.unit,
+            "rejected": self.rejected,
+            "calls": self.n_calls,
+            "replayed": self.n_replayed,
+            "in_flight": self.in_flight,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "cached_tokens": self.cached_tokens,
+            "seconds": round(time.monotonic() - self.started, 2),
+        }
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: when, how grave, what, and a record's own figures."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": moment, "level": record.levelname.lower(), "message": record.getMessage()}
+        return orjson.dumps(line | getattr(record, "figures", {}), default=str).decode()
+
+
+def set_up_log(*, is_json: bool = False) -> None:
+    """Send the library's messages to standard error, as plain lines or as JSON."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if is_json else logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
 
 @contextmanager
 def show_progress(progress: Progress, *, is_quiet: bool = False) -> Iterator[None]:
-    """Show `progress` on standard error while the block runs."""
+    """Show `progress` on standard error while the block runs: live on a terminal, else as lines of the log."""
+    is_json = any(isinstance(handler.formatter, JsonFormatter) for handler in log.handlers)
     if is_quiet:
         yield
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and not is_json:
         with _show_live(progress):
             yield
     else:
@@ -127,7 +171,7 @@ def _show_lines(progress: Progress) -> Iterator[None]:
 
     def print_lines() -> None:
         while not done.wait(PLAIN_INTERVAL_S):
-            _print(progress.line())
+            _log(progress)
 
     thread = threading.Thread(target=print_lines, daemon=True)
     thread.start()
@@ -136,6 +180,13 @@ def _show_lines(progress: Progress) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+        _log(progress)
+
+
+def _log(progress: Progress) -> None:
+    if log.handlers:
+        log.info(progress.line(), extra={"figures": progress.figures()})
+    else:
         _print(progress.line())
 
 

@@ -85,7 +85,7 @@ class Prompt:
     def structured(self, longest_text: int | None = None) -> "Prompt":
         """Return the prompt that asks for one JSON object and has its schema; itself where there is no such form.
 
-        With `longest_text`, no text in the object may have more characters.
+        With `longest_text`, no text in the object may be empty or have more characters.
         """
         if self.is_plain or self.schema is not None:
             return self
@@ -194,6 +194,13 @@ def build_schema(signature: type[dspy.Signature], longest_text: int | None = Non
     return _close(create_model("Answer", **fields).model_json_schema(), longest_text)
 
 
+def narrow_schema(schema: dict[str, Any], narrow: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a schema with further JSON-schema keywords on some of its fields."""
+    fields = schema["properties"]
+    narrowed = {name: {**fields[name], **keywords} for name, keywords in narrow.items()}
+    return {**schema, "properties": {**fields, **narrowed}}
+
+
 def _close(node: Any, longest_text: int | None) -> Any:
     """Close objects, require all their fields, drop what only people read, and bound texts."""
     if isinstance(node, list):
@@ -207,7 +214,10 @@ def _close(node: Any, longest_text: int | None) -> Any:
         made["required"] = list(node["properties"])
         made["additionalProperties"] = False
     if longest_text and node.get("type") == "string" and not node.keys() & {"enum", "const", "pattern", "format"}:
-        made["maxLength"] = min(longest_text, node.get("maxLength", longest_text))
+        made |= {
+            "minLength": node.get("minLength", 1),
+            "maxLength": min(longest_text, node.get("maxLength", longest_text)),
+        }
     return made
 
 

@@ -15,7 +15,7 @@ from matrix_dspy.bulk.budget import Budget
 from matrix_dspy.bulk.journal import CallKey, Journal, hash_request
 from matrix_dspy.bulk.levels import TOP_TOKENS, expect_level, read_levels
 from matrix_dspy.bulk.progress import Progress
-from matrix_dspy.bulk.prompt import Prompt
+from matrix_dspy.bulk.prompt import Prompt, narrow_schema
 from matrix_dspy.bulk.trace import Trace
 from matrix_dspy.config import SamplingConfig
 from matrix_dspy.engine.base import Completion, Engine, Message, Request, Sampling
@@ -26,6 +26,9 @@ log = logging.getLogger("matrix_dspy")
 
 Check = Callable[[dict[str, Any]], str | None]
 """Looks at parsed fields and returns what is wrong with them, as a clause a model can act on, or None."""
+
+Narrow = Mapping[str, Mapping[str, Any]]
+"""Output field to JSON-schema keywords that hold for one call, such as `{"plan": {"minItems": 3}}`."""
 
 Scrub = Callable[[str], str]
 """Takes out of an answer what must not be written down, before it is journaled or used."""
@@ -67,6 +70,7 @@ class _Asked:
     scrub: Scrub | None = None
     expect: str = ""
     keeps_cut_off: bool = False
+    narrow: Narrow | None = None
 
 
 @dataclass(slots=True)
@@ -104,14 +108,16 @@ class Runner:
         scrub: Scrub | None = None,
         expect: str = "",
         keeps_cut_off: bool = False,
+        narrow: Narrow | None = None,
     ) -> Outcome:
         """Ask, and ask again with what was wrong up to `n_again` times; strings in the fields come back cleaned.
 
         `earlier` are answers to the same inputs that were refused outside of this call. `expect` names an output field
         with levels whose expectation is wanted too. With `keeps_cut_off`, plain text cut off at the token limit is
-        taken as it stands.
+        taken as it stands. `narrow` are keywords that a schema holds the model to beyond its types;
+        `check` must still look at them.
         """
-        asked = _Asked(key, sampling, check, scrub, expect, keeps_cut_off)
+        asked = _Asked(key, sampling, check, scrub, expect, keeps_cut_off, narrow)
         form = self._choose_form(prompt)
         outcome = await self._call(form, inputs, asked, earlier, n_again)
         if outcome.reason == "refused by server" and form.schema is not None:
@@ -221,7 +227,9 @@ class Runner:
         return outcome
 
     async def _complete(self, prompt: Prompt, messages: list[Message], asked: "_Asked", n: int = 1) -> Completion:
-        sampling = asked.sampling
+        sampling, schema = asked.sampling, prompt.schema
+        if schema is not None and asked.narrow:
+            schema = narrow_schema(schema, asked.narrow)
         drawn = Sampling(
             sampling.temperature,
             sampling.top_p,
@@ -229,7 +237,7 @@ class Runner:
             prompt.stop,
             self.derive_seed(asked.key),
             n,
-            prompt.schema,
+            schema,
             TOP_TOKENS if asked.expect else 0,
             sampling.top_k,
             sampling.min_p,

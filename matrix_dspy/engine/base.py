@@ -218,9 +218,12 @@ class Engine:
             if (gone := await self.circuit.wait()) is not None:
                 return Completion(down=gone, seconds=time.perf_counter() - started)
             try:
-                async with self.limit:
+                await self.limit.enter(is_again=n_asked > 0)
+                try:
                     usage.attempts += 1
                     completion = await self._attempt(request, n_asked)
+                finally:
+                    self.limit.leave()
                 self._note_answer(completion)
                 return completion
             except TransientError as error:

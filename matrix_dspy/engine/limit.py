@@ -34,25 +34,37 @@ class AdaptiveLimit:
         """Whether another holder would be let in at once."""
         return self.in_flight < int(self.bound) and not self._waiting
 
-    async def __aenter__(self) -> None:
+    async def enter(self, *, is_again: bool = False) -> None:
+        """Wait for a place; who comes again goes before those who come first."""
         if self.has_room:
             self._enter()
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        if is_again:
+            self._waiting.appendleft(turn)
+        else:
+            self._waiting.append(turn)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._leave()
+                self.leave()
             elif turn in self._waiting:
                 self._waiting.remove(turn)
             raise
 
+    def leave(self) -> None:
+        """Give a place back."""
+        self.in_flight -= 1
+        self._admit()
+
+    async def __aenter__(self) -> None:
+        await self.enter()
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave()
+        self.leave()
 
     def succeeded(self) -> None:
         """Note an answer that was no overload."""
@@ -81,10 +93,6 @@ class AdaptiveLimit:
     def _enter(self) -> None:
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
-
-    def _leave(self) -> None:
-        self.in_flight -= 1
-        self._admit()
 
     def _admit(self) -> None:
         while self._waiting and self.in_flight < int(self.bound):

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matrix_dspy.bulk.checks import check_plan, read_plan
+from matrix_dspy.bulk.checks import PLAN_SCHEMA, check_plan, read_plan
 from matrix_dspy.bulk.journal import CallKey
 from matrix_dspy.bulk.program import for_each
 from matrix_dspy.bulk.prompt import Prompt
-from matrix_dspy.bulk.runner import Check, Outcome, Runner, Scrub, Turn
+from matrix_dspy.bulk.runner import Check, Narrow, Outcome, Runner, Scrub, Turn
 from matrix_dspy.config import Config
 from matrix_dspy.loading import load_program
 from matrix_dspy.population.identifiers import Identifiers
@@ -75,7 +75,9 @@ class _AgentMaker:
         personality, life_goal = one_line(goal.fields["personality"]), one_line(goal.fields["life_goal"])
         persona = describe_persona(anonymous.name, anonymous.description, personality, life_goal)
         memory = [f"Before: {item}" for item in anonymous.history]
-        plan = await self._ask("planner", {"persona": persona, "memory": memory}, profile.profile_id, check=check_plan)
+        plan = await self._ask(
+            "planner", {"persona": persona, "memory": memory}, profile.profile_id, check=check_plan, narrow=PLAN_SCHEMA
+        )
         if plan.fields is None:
             return _reject("agent", profile, "plan", plan)
         return anonymous, Agent(
@@ -98,6 +100,7 @@ class _AgentMaker:
             outcome = await self._ask(
                 "anonymiser", {"pseudonym": pseudonym, **raw}, profile.profile_id, attempt=attempt, earlier=earlier,
                 check=identifiers.check, scrub=identifiers.scrub, n_again=0,
+                narrow={"anonymous_history": {"minItems": len(profile.history), "maxItems": len(profile.history)}},
             )  # fmt: skip
             if outcome.fields is None:
                 if outcome.reason == "refused by server":
@@ -128,12 +131,14 @@ class _AgentMaker:
         check: Check | None = None,
         scrub: Scrub | None = None,
         n_again: int = 1,
+        narrow: Narrow | None = None,
     ) -> Outcome:
         key = CallKey(STAGE, profile_id, program, attempt=attempt)
         sampling = self.config.sampling_of(program)
         return await self.runner.call(
-            self.prompts[program], inputs, key, sampling, check=check, earlier=earlier, scrub=scrub, n_again=n_again
-        )
+            self.prompts[program], inputs, key, sampling, check=check, earlier=earlier, scrub=scrub, n_again=n_again,
+            narrow=narrow,
+        )  # fmt: skip
 
 
 def _write_anonymous(profile: Profile, pseudonym: str, answer: dict[str, Any]) -> AnonymousProfile:

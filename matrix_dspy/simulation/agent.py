@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from matrix_dspy.bulk.checks import check_plan, read_plan
+from matrix_dspy.bulk.checks import PLAN_SCHEMA, check_plan, read_plan
 from matrix_dspy.bulk.journal import CallKey
 from matrix_dspy.bulk.prompt import Prompt
-from matrix_dspy.bulk.runner import Check, Outcome, Runner
+from matrix_dspy.bulk.runner import Check, Narrow, Outcome, Runner
 from matrix_dspy.config import Config
 from matrix_dspy.engine.embedding import Embedder
 from matrix_dspy.loading import load_program
@@ -122,7 +122,7 @@ class LivingAgent:
 
     async def _make_plan(self, round_: int) -> None:
         inputs = {"persona": self.persona, "memory": self.memory.items}
-        outcome = await self._ask("planner", self._mind.planner, inputs, round_, check_plan)
+        outcome = await self._ask("planner", self._mind.planner, inputs, round_, check_plan, PLAN_SCHEMA)
         self._n_plans += 1
         if outcome.fields is None:
             self.failures.append(Failure("plan", outcome))
@@ -155,11 +155,18 @@ class LivingAgent:
             self._step, self._n_on_step = self._step + 1, 0
 
     async def _ask(
-        self, program: str, prompt: Prompt, inputs: dict[str, Any], round_: int, check: Check | None, sample: int = 0
+        self,
+        program: str,
+        prompt: Prompt,
+        inputs: dict[str, Any],
+        round_: int,
+        check: Check | None,
+        narrow: Narrow | None = None,
+        sample: int = 0,
     ) -> Outcome:
         key = CallKey(STAGE, self.agent.agent_id, program, round_, sample=sample)
         sampling = self._mind.config.sampling_of(program)
-        return await self._mind.runner.call(prompt, inputs, key, sampling, check=check)
+        return await self._mind.runner.call(prompt, inputs, key, sampling, check=check, narrow=narrow)
 
 
 def _check_action(fields: dict[str, Any]) -> str | None:

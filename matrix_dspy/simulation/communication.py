@@ -12,7 +12,7 @@ import numpy as np
 
 from matrix_dspy.bulk.journal import CallKey
 from matrix_dspy.bulk.prompt import Prompt
-from matrix_dspy.bulk.runner import Outcome, Runner
+from matrix_dspy.bulk.runner import Narrow, Outcome, Runner
 from matrix_dspy.config import Config
 from matrix_dspy.engine.embedding import Embedder
 from matrix_dspy.loading import load_program
@@ -109,7 +109,8 @@ class StructuredCommunication:
         if not others:
             return Routing()
         inputs = {"members": list_members(others), "action": draft.text}
-        outcome = await self._ask("intra_router", inputs, draft.event_id, draft.round)
+        narrow = {"receivers": _choose_from(len(others))}
+        outcome = await self._ask("intra_router", inputs, draft.event_id, draft.round, narrow)
         return _pick(outcome, [member.agent_id for member in others], len(others))
 
     async def route_between(self, draft: Draft, descriptions: dict[str, str]) -> Routing:
@@ -117,15 +118,18 @@ class StructuredCommunication:
             return Routing()
         near = self._shortlist(draft.text, descriptions)
         groups = [f"{number}: {descriptions[group_id]}" for number, group_id in enumerate(near)]
-        outcome = await self._ask("inter_router", {"groups": groups, "action": draft.text}, draft.event_id, draft.round)
-        return _pick(outcome, near, self.config.simulation.max_target_groups)
+        most = self.config.simulation.max_target_groups
+        inputs = {"groups": groups, "action": draft.text}
+        narrow = {"receivers": _choose_from(len(near), most)}
+        outcome = await self._ask("inter_router", inputs, draft.event_id, draft.round, narrow)
+        return _pick(outcome, near, most)
 
     async def receive(
         self, group_id: str, round_: int, members: Sequence[Agent], texts: Sequence[str]
     ) -> list[Routing]:
         events = [f"{number}: {text}" for number, text in enumerate(texts)]
         inputs = {"members": list_members(members), "events": events}
-        outcome = await self._ask("reception_router", inputs, group_id, round_)
+        outcome = await self._ask("reception_router", inputs, group_id, round_, _deliver_each(texts, members))
         if outcome.fields is None:
             return [Routing(failure=outcome if number == 0 else None) for number in range(len(texts))]
         chosen: list[tuple[str, ...]] = [()] * len(texts)
@@ -135,9 +139,10 @@ class StructuredCommunication:
                 chosen[delivery.event] = tuple(members[number].agent_id for number in numbers)
         return [Routing(ids) for ids in chosen]
 
-    async def _ask(self, program: str, inputs: dict[str, Any], row_id: str, round_: int) -> Outcome:
+    async def _ask(self, program: str, inputs: dict[str, Any], row_id: str, round_: int, narrow: Narrow) -> Outcome:
         key = CallKey(STAGE, row_id, program, round_)
-        return await self.runner.call(self._prompts[program], inputs, key, self.config.sampling_of(program))
+        sampling = self.config.sampling_of(program)
+        return await self.runner.call(self._prompts[program], inputs, key, sampling, narrow=narrow)
 
     def _shortlist(self, text: str, descriptions: dict[str, str]) -> list[str]:
         """Return the ids of the groups whose descriptions are most similar to `text`, most similar first."""
@@ -167,6 +172,25 @@ def list_members(members: Sequence[Agent]) -> list[str]:
         f"{number}: {member.name}, {one_line(shorten(member.description, ROSTER_WORDS))}"
         for number, member in enumerate(members)
     ]
+
+
+def _choose_from(n: int, most: int | None = None) -> dict[str, Any]:
+    """Return the JSON-schema keywords of a list of numbers below `n`, at most `most` of them."""
+    return {"items": {"type": "integer", "enum": list(range(n))}, "maxItems": min(n, most or n)}
+
+
+def _deliver_each(texts: Sequence[str], members: Sequence[Agent]) -> Narrow:
+    """Return the JSON-schema keywords of deliveries: one for each text, to members there are."""
+    delivery = {
+        "type": "object",
+        "properties": {
+            "event": {"type": "integer", "enum": list(range(len(texts)))},
+            "members": {"type": "array", **_choose_from(len(members))},
+        },
+        "required": ["event", "members"],
+        "additionalProperties": False,
+    }
+    return {"deliveries": {"items": delivery, "minItems": len(texts), "maxItems": len(texts)}}
 
 
 def _pick(outcome: Outcome, ids: Sequence[str], most: int) -> Routing:
