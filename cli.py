@@ -52,7 +52,7 @@ MaxTimeOption = Annotated[str | None, typer.Option(help="Time to take at the mos
 PriceInOption = Annotated[float | None, typer.Option(help="Dollars a million prompt tokens. Default: LiteLLM's map.")]
 PriceOutOption = Annotated[float | None, typer.Option(help="Dollars a million completion tokens.")]
 RayOption = Annotated[
-    str | None, typer.Option("--ray", help="Spread calls over a Ray cluster: its address, auto, or local for one here.")
+    str | None, typer.Option("--ray", help="Spread calls over a Ray cluster: its address, auto, or nothing to start one here.")
 ]
 ParallelOption = Annotated[int | None, typer.Option(min=1, help="Copies of a vllm: model, spread over the GPUs.")]
 SeedsOption = Annotated[bool | None, typer.Option("--seeds/--no-seeds", help="Send every call its own seed.")]
@@ -306,13 +306,23 @@ def main() -> None:
     from matrix_dspy.errors import MatrixError
 
     try:
-        app()
+        app(_fill_in_ray(sys.argv[1:]))
     except MatrixError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+
+
+def _fill_in_ray(arguments: list[str]) -> list[str]:
+    """Return the arguments with the value that a bare --ray stands for."""
+    filled: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        filled.append(argument)
+        if argument == "--ray" and following.startswith("-"):
+            filled.append("local")
+    return filled
 
 
 def _common(

@@ -130,8 +130,7 @@ async def _run(
         ) as folder:  # fmt: skip
             if _is_finished(folder, config, kind):
                 return Result(path, config.n, config.n, "complete", was_finished=True)
-            if engine.keeps_journal:
-                engine.journal_into(path / "journal", keep_prompts=config.operation.keep_prompts)
+            engine.journal_into(path / "journal", keep_prompts=config.operation.keep_prompts)
             runner = Runner(
                 engine, folder.journal, config.seed, progress, budget,
                 structured=has_schemas, longest_text=config.lm.longest_text, trace=trace,
@@ -319,6 +318,11 @@ def _check_embedder(config: Config) -> None:
 
 def _build_engine(config: Config) -> Engine:
     operation = config.operation
+    copies: dict[str, int] = {}
+    if operation.data_parallel > 1:
+        if operation.ray is not None:
+            raise ConfigError("--ray spreads copies of the model itself; leave --data-parallel out")
+        copies["data_parallel"] = operation.data_parallel
     return open_engine(
         config.lm.main,
         operation.ray,
@@ -328,7 +332,7 @@ def _build_engine(config: Config) -> Engine:
         patience_s=operation.patience_s,
         hedge_s=operation.hedge_s,
         send_seeds=operation.send_seeds,
-        data_parallel=operation.data_parallel,
+        **copies,
     )
 
 

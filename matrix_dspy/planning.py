@@ -9,8 +9,8 @@ import random
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +23,13 @@ from matrix_dspy.bulk.prompt import Prompt
 from matrix_dspy.bulk.runner import Runner
 from matrix_dspy.config import Config, OperationConfig
 from matrix_dspy.engine.embedding import Embedder, build_embedder
-from matrix_dspy.engine.rehearsal.engine import Dials, count_prompt_tokens
+from matrix_dspy.engine.rehearsal.engine import MODEL, Dials, count_prompt_tokens
 from matrix_dspy.engine.spec import build_engine
 from matrix_dspy.errors import MatrixError, RunError, boundary
 from matrix_dspy.loading import load_program
 from matrix_dspy.population import agents as population
 from matrix_dspy.population.reading import read_profiles
-from matrix_dspy.report.estimate import Estimate, Range, StageEstimate, describe_estimate
-from matrix_dspy.report.prices import Price
+from matrix_dspy.report.estimate import Estimate, Forecast, Load, describe_estimate, is_rehearsal, tell_estimate
 from matrix_dspy.simulation import communication as simulation
 from matrix_dspy.simulation.grouping import count_groups
 from matrix_dspy.simulation.society import form_groups
@@ -39,13 +38,10 @@ from matrix_dspy.types import Profile
 
 Command = Literal["generate", "simulate"]
 
-SAMPLE_CALLS = 4000
+SAMPLE_CALLS = 2500
 """Calls a rehearsed sample is made for: 5 s on 2 cores."""
 LEAST_AGENTS = 40
 """Agents below which a sample is not cut, so that there are groups to send news to; rounds are cut instead."""
-TOKENS_PER_SECOND = 40.0
-"""Tokens a request is answered with in a second when nothing better is known; an assumption, stated as such."""
-
 CALLS_A_TURN = {"structured": 3.6, "random": 1.4, "none": 1.3}
 """Calls per agent and round, summaries, plans and folded memories included; only the sample's size hangs on it."""
 STEADY_SHARE = 0.4
@@ -57,15 +53,10 @@ CENSUS = 1000
 
 MODEL_DOUBT = 0.04
 """Share by which a program's calls and tokens, scaled from a sample, may be off beside the sample's own noise."""
-TAIL_DOUBT, GROUPS_DOUBT = 0.3, 0.5
-"""Rounds that groups may be ahead when the quota is full, and that groups of other sizes would need more or less."""
-TOKENIZER_DOUBT = 0.15
-SHORT_ANSWERS, LONG_ANSWERS = 0.5, 2.5
-"""How much less or more than the rehearsal a real model may write."""
-ASKED_AGAIN = 0.15
-"""Share of calls that a real model may have to be asked again."""
-LOW_YIELD = 0.7
-"""Share of candidates that a real model's filters may leave where the rehearsal's leave all."""
+TAIL_SHARE = 0.3
+"""How much of what groups did beyond a sample's last closing is counted: in most runs they do less, in many nothing."""
+TAIL_DOUBT, GROUPS_DOUBT = 0.4, 0.5
+"""Rounds that this may be off by, and that groups of other sizes would need more or less."""
 DUPLICATES = ("exact duplicate", "near duplicate")
 
 
@@ -81,30 +72,6 @@ class Call:
     prompt_tokens: int
     completion_tokens: int
     seconds: float
-
-
-@dataclass(slots=True)
-class Load:
-    """What one program was or will be asked."""
-
-    calls: float = 0.0
-    prompt_tokens: float = 0.0
-    completion_tokens: float = 0.0
-    seconds: float = 0.0
-    """Sum of the calls' own times."""
-
-    def add(self, other: "Load", times: float = 1.0) -> None:
-        """Add another load `times` over."""
-        self.calls += times * other.calls
-        self.prompt_tokens += times * other.prompt_tokens
-        self.completion_tokens += times * other.completion_tokens
-        self.seconds += times * other.seconds
-
-    def scale(self, times: float) -> "Load":
-        """Return the load `times` over."""
-        scaled = Load()
-        scaled.add(self, times)
-        return scaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +101,6 @@ class Measured:
 
     command: Command
     config: Config
-    model: str
     size: Size
     group_sizes: Sequence[int]
     calls: Sequence[Call]
@@ -145,28 +111,27 @@ class Measured:
     n_candidates: int
     """Candidates the scenarios held, asked or not."""
     n_duplicates: int
+    is_rehearsed: bool
     is_quiet: bool
     """Whether it ended because nobody had anything left to do."""
+    name: str = ""
+    """Of its folder, where it is a run of the user's."""
     seconds: float = 0.0
     """Wall time where this process has run it."""
 
 
-@dataclass(slots=True)
-class Plan:
-    """A run as scaled from a measured one."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is to be estimated, and what is known of it."""
 
+    config: Config
     size: Size
     group_sizes: Sequence[int]
     """Those of a part of the groups, where not all are known."""
-    loads: dict[tuple[str, str], Load] = field(default_factory=dict)
-    """By stage and program."""
-    rounds: float = 0.0
-    n_expected: int = 0
-    is_whole: bool = False
+    is_exact: bool
+    """Whether these are the groups there will be."""
+    is_whole: bool
     """Whether the measured run was the planned one itself."""
-    doubt: float = 0.0
-    """Share by which everything may be off beside the noise of single programs."""
-    notes: list[str] = field(default_factory=list)
 
 
 async def estimate_run(
@@ -186,16 +151,19 @@ async def estimate_run(
         RunError: `from_run` holds no finished run of the same command.
         ConfigError, TableError: what the run itself would be refused for.
     """
-    profiles = _draw_profiles(config, config.population.n_agents)
+    n_profiles = len(_draw_profiles(config, config.population.n_agents))
+    census = None
     if from_run is not None:
-        measured, census = _read_other(from_run, command), None
+        measured = _read_other(from_run, command)
     else:
-        sample = shrink_config(config, command, len(profiles))
-        is_of_all = sample.population.n_agents >= len(profiles)
-        census = None if is_of_all else await _take_census(config, len(profiles))
+        sample = shrink_config(config, command, n_profiles)
+        if sample.population.n_agents < n_profiles:
+            census = await _take_census(config, n_profiles)
         measured = await _rehearse(sample, command)
-    plan = scale_run(measured, config, len(profiles), census)
-    return _Teller(config, command, measured, plan, pipeline.choose_price(config), tokens_per_second, from_run).tell()
+    forecast = scale_run(measured, config, n_profiles, census)
+    return tell_estimate(
+        forecast, config, command, price=pipeline.choose_price(config), tokens_per_second=tokens_per_second
+    )
 
 
 async def plan_lines(
@@ -300,21 +268,17 @@ def _choose_shares(config: Config, command: Command, n_profiles: int) -> tuple[f
 
 def _rehearsed(lm: str) -> str:
     """Return the rehearsal that stands in for a model: of a rehearsal, what is left without the dials of the wire."""
-    if not _is_rehearsal(lm):
+    if not is_rehearsal(lm):
         return "rehearsal" if lm else ""
     dials = Dials.from_spec(lm)
     kept = ("malformed", "truncated", "refusal", "skill", "seed")
     return "rehearsal?" + "&".join(f"{name}={getattr(dials, name)}" for name in kept)
 
 
-def _is_rehearsal(lm: str) -> bool:
-    return lm.partition("?")[0] == "rehearsal"
-
-
 # --- measuring ----------------------------------------------------------------------------------------------------
 
 
-def measure_run(path: Path, seconds: float = 0.0) -> Measured:
+def measure_run(path: Path, name: str = "", seconds: float = 0.0) -> Measured:
     """Read from a finished run's journal and tables what an estimate needs.
 
     Raises:
@@ -334,7 +298,6 @@ def measure_run(path: Path, seconds: float = 0.0) -> Measured:
     return Measured(
         command="generate" if command == "generate" else "simulate",
         config=config,
-        model=model,
         size=Size(config.n, n_profiles, len(tables["agents"]), len(tables["groups"])),
         group_sizes=tables["groups"]["agent_ids"].list.len().to_list(),
         calls=calls,
@@ -343,13 +306,15 @@ def measure_run(path: Path, seconds: float = 0.0) -> Measured:
         last_closed=max(scenarios["closed_round"].to_list(), default=0),
         n_candidates=int(scenarios["agent_ids"].list.len().sum()),
         n_duplicates=n_duplicates,
+        is_rehearsed=model == MODEL,
         is_quiet=state.get("reason") == pipeline.QUIET,
+        name=name,
         seconds=seconds,
     )
 
 
 def _read_other(path: Path, command: Command) -> Measured:
-    measured = measure_run(path)
+    measured = measure_run(path, name=path.resolve().name)
     if measured.command != command:
         raise RunError(
             f"{str(path)!r} holds a run of {measured.command}; an estimate of {command} needs one of its own"
@@ -397,45 +362,59 @@ def _group_calls(calls: Iterable[Call]) -> dict[tuple[str, str], list[Call]]:
 # --- scaling ------------------------------------------------------------------------------------------------------
 
 
-def scale_run(measured: Measured, config: Config, n_profiles: int, census: Census | None = None) -> Plan:
+def scale_run(measured: Measured, config: Config, n_profiles: int, census: Census | None = None) -> Forecast:
     """Scale a measured run to a run of `config` with so many profiles; a census says what groups they form."""
-    plan = _lay_out(measured, config, n_profiles, census)
-    life = _Life(measured)
-    scenarios, extent = _choose_extent(measured, config, plan, life)
-    plan.rounds = measured.last_closed + extent
-    plan.n_expected = _expect_rows(measured, plan, scenarios)
-    plan.doubt = _doubt(measured, plan, census)
+    target = _lay_out(measured, config, n_profiles, census)
+    forecast = Forecast(basis=_say_basis(measured, target), is_real=bool(measured.name) and not measured.is_rehearsed)
+    steady = _find_steady(measured)
+    scenarios, extent = _choose_extent(measured, target, steady, forecast.notes)
+    forecast.n_rounds = max(1.0, measured.last_closed + extent)
+    forecast.n_expected = _expect_rows(measured, target, scenarios, forecast.notes)
+    forecast.doubt = _doubt(target, forecast.n_rounds)
     for (stage, program), calls in _group_calls(measured.calls).items():
         if stage == population.STAGE:
-            load = _scale_population(program, calls, measured, plan, census)
+            load = _scale_population(program, calls, measured, target, census)
         elif stage == simulation.STAGE:
-            load = _scale_simulation(calls, measured, plan, life, extent)
+            load = _scale_simulation(calls, measured, target, steady, extent)
             if program == "inter_router":
-                _correct_shortlist(load, measured, config, plan)
+                _correct_shortlist(load, measured, target)
         else:
-            load = _sum_calls(calls).scale(_scale_rows(program, measured, plan))
-        plan.loads[stage, program] = load
-    return plan
+            load = _sum_calls(calls).scale(forecast.n_expected / max(1, measured.n_kept))
+        forecast.loads[stage, program] = load
+        forecast.noise[program] = 0.0 if target.is_whole else 1 / math.sqrt(len(calls))
+    _count_duplicates(measured, target, forecast)
+    forecast.seconds_per_call = _time_call(measured)
+    return forecast
 
 
-def _lay_out(measured: Measured, config: Config, n_profiles: int, census: Census | None) -> Plan:
-    """Return the sizes of a run, and whether the measured run was this very run."""
+def _lay_out(measured: Measured, config: Config, n_profiles: int, census: Census | None) -> Target:
     had = (measured.size.n_agents, measured.size.n_profiles)
     n_agents, n_asked = (census.n_agents, census.n_profiles) if census else had
     n_agents = max(1, round(n_profiles * n_agents / max(1, n_asked)))
     n_groups = count_groups(n_agents, config.simulation.n_groups, config.simulation.max_group_size)
     size = Size(config.n, n_profiles, n_agents, n_groups)
-    plan = Plan(size, census.group_sizes if census else measured.group_sizes)
     wanted = {_count_wanted(each, measured.command, size) for each in (measured.config, config)}
-    plan.is_whole = measured.size == size and len(wanted) == 1
-    return plan
+    sizes = census.group_sizes if census else measured.group_sizes
+    return Target(config, size, sizes, sum(sizes) == n_agents, measured.size == size and len(wanted) == 1)
 
 
-def _doubt(measured: Measured, plan: Plan, census: Census | None) -> float:
-    if plan.is_whole:
-        return 0.0
-    is_exact = measured.size.n_agents == plan.size.n_agents or (census and census.n_agents == plan.size.n_agents)
-    return MODEL_DOUBT + (TAIL_DOUBT + (0.0 if is_exact else GROUPS_DOUBT)) / max(1.0, plan.rounds)
+def _doubt(target: Target, n_rounds: float) -> float:
+    """Return the share by which everything may be off, beside the noise of single programs."""
+    if target.is_whole:
+        return 0.01
+    return MODEL_DOUBT + (TAIL_DOUBT + (0.0 if target.is_exact else GROUPS_DOUBT)) / n_rounds
+
+
+def _time_call(measured: Measured) -> float:
+    """Return the seconds a call takes with all that is around it, where this process has made it, else by itself."""
+    n_calls = max(1, len(measured.calls))
+    return (measured.seconds or sum(call.seconds for call in measured.calls)) / n_calls
+
+
+def _say_basis(measured: Measured, target: Target) -> str:
+    what = f"the run {measured.name!r}" if measured.name else "a rehearsal"
+    had = f"{what} of {measured.size.n_agents:,} agents with {measured.n_kept:,} kept"
+    return had if target.is_whole else f"{had}, for {target.size.n_agents:,} agents and {target.size.n:,} to keep"
 
 
 def _count_wanted(config: Config, command: Command, size: Size) -> float:
@@ -449,18 +428,20 @@ def _count_wanted(config: Config, command: Command, size: Size) -> float:
     return max(1.0, size.n * oversample * size.n_groups / size.n_agents)
 
 
-class _Life:
-    """How a measured society lived, round by round."""
+def _find_steady(measured: Measured) -> range:
+    """Return the last rounds in which nearly everybody took part."""
+    turns = _count_by_round(call for call in measured.calls if call.program == "actor" and not call.is_again)
+    busiest = max(turns.values(), default=0)
+    end = max((round_ for round_, n_turns in turns.items() if n_turns >= 0.9 * busiest), default=0)
+    return range(end - math.ceil(STEADY_SHARE * end) + 1, end + 1)
 
-    def __init__(self, measured: Measured) -> None:
-        calls = [call for call in measured.calls if call.stage == simulation.STAGE]
-        turns = _count_by_round(call for call in calls if call.program == "actor" and not call.is_again)
-        busiest = max(turns.values(), default=0)
-        end = max((round_ for round_, n_turns in turns.items() if n_turns >= 0.9 * busiest), default=0)
-        self.steady = range(end - math.ceil(STEADY_SHARE * end) + 1, end + 1)
-        n_plans = sum(call.program == "planner" and call.round in self.steady for call in calls)
-        self.plan_rate = n_plans / max(1, sum(turns.get(round_, 0) for round_ in self.steady))
-        """New plans a turn."""
+
+def _expect_lifetime(measured: Measured, target: Target, steady: range) -> float:
+    """Return how many rounds an agent's plans last."""
+    late = [call for call in measured.calls if call.stage == simulation.STAGE and call.round in steady]
+    n_plans = sum(call.program == "planner" and not call.is_again for call in late)
+    n_turns = sum(call.program == "actor" and not call.is_again for call in late)
+    return target.config.simulation.max_plans * n_turns / n_plans if n_plans else math.inf
 
 
 def _count_by_round(calls: Iterable[Call]) -> dict[int, int]:
@@ -470,26 +451,25 @@ def _count_by_round(calls: Iterable[Call]) -> dict[int, int]:
     return dict(counts)
 
 
-def _choose_extent(measured: Measured, config: Config, plan: Plan, life: _Life) -> tuple[float, float]:
+def _choose_extent(measured: Measured, target: Target, steady: range, notes: list[str]) -> tuple[float, float]:
     """Return how many scenarios there will be, and how many rounds more or fewer than measured that takes."""
-    size, sample = plan.size, measured.size
+    size, sample, config = target.size, measured.size, target.config
     had = measured.n_scenarios * size.n_groups / max(1, sample.n_groups)
-    if plan.is_whole or not measured.last_closed:
+    if target.is_whole or not measured.last_closed:
         return had, 0.0
     asked = math.ceil(_count_wanted(measured.config, measured.command, sample))
     wanted = math.ceil(_count_wanted(config, measured.command, size))
     if measured.is_quiet and wanted >= had:
-        plan.notes.append("The sample's society fell quiet before everything wanted was there; so will the run's.")
+        notes.append("The sample's society fell quiet before everything wanted was there; so will the run's.")
         return had, 0.0
     wanted *= max(1.0, measured.n_scenarios / asked)  # more were needed than planned
-    modelled = count_rounds(measured.group_sizes, measured.n_scenarios, measured.config)
-    share = size.n_groups / len(plan.group_sizes)
-    needed = count_rounds(plan.group_sizes, wanted / share, config) * max(1.0, measured.last_closed / modelled)
-    lifetime = config.simulation.max_plans / life.plan_rate if life.plan_rate else math.inf
-    if needed > max(lifetime, measured.last_closed):
-        plan.notes.append(f"The agents' plans last for about {lifetime:.0f} rounds; the society falls quiet then.")
-        needed = max(lifetime, measured.last_closed)
-        wanted = min(wanted, share * _count_closings(plan.group_sizes, needed, config))
+    share = size.n_groups / len(target.group_sizes)
+    slowness = measured.last_closed / count_rounds(measured.group_sizes, measured.n_scenarios, measured.config)
+    needed = count_rounds(target.group_sizes, wanted / share, config) * max(1.0, slowness)
+    lifetime = max(measured.last_closed, _expect_lifetime(measured, target, steady))
+    if needed > lifetime:
+        notes.append(f"The agents' plans last for about {lifetime:.0f} rounds; the society falls quiet then.")
+        needed, wanted = lifetime, min(wanted, share * _count_closings(target.group_sizes, lifetime, config))
     return wanted, needed - measured.last_closed
 
 
@@ -507,50 +487,48 @@ def _count_closings(group_sizes: Sequence[int], round_: float, config: Config) -
     return sum(n_groups * (round_ // length) for length, n_groups in lengths.items())
 
 
-def _expect_rows(measured: Measured, plan: Plan, scenarios: float) -> int:
+def _expect_rows(measured: Measured, target: Target, scenarios: float, notes: list[str]) -> int:
     """Return how many rows or scenarios the run ends with."""
-    size = plan.size
+    size = target.size
     if measured.command == "simulate":
         return min(size.n, round(scenarios))
     n_asked = len({call.id for call in measured.calls if call.program == "instruction_writer"})
-    kept_share = measured.n_kept / max(1, n_asked)
     offered = scenarios * measured.n_candidates / max(1, measured.n_scenarios)
-    expected = min(size.n, round(offered * kept_share))
+    expected = min(size.n, round(offered * measured.n_kept / max(1, n_asked)))
     if expected < size.n:
-        plan.notes.append(f"About {expected:,} of {size.n:,} rows are to be expected; take more agents for more.")
+        notes.append(f"About {expected:,} of {size.n:,} rows are to be expected; take more agents for more.")
     return expected
 
 
 def _scale_population(
-    program: str, calls: Sequence[Call], measured: Measured, plan: Plan, census: Census | None
+    program: str, calls: Sequence[Call], measured: Measured, target: Target, census: Census | None
 ) -> Load:
     """Scale by profiles, from the census where there is one."""
     if census is not None:
-        return census.loads.get(program, Load()).scale(plan.size.n_profiles / census.n_profiles)
-    return _sum_calls(calls).scale(plan.size.n_profiles / measured.size.n_profiles)
+        return census.loads.get(program, Load()).scale(target.size.n_profiles / census.n_profiles)
+    return _sum_calls(calls).scale(target.size.n_profiles / measured.size.n_profiles)
 
 
-def _scale_simulation(calls: Sequence[Call], measured: Measured, plan: Plan, life: _Life, extent: float) -> Load:
+def _scale_simulation(calls: Sequence[Call], measured: Measured, target: Target, steady: range, extent: float) -> Load:
     """Scale by agents or groups, and by rounds: what is cut are the last ones, what is added are steady ones."""
-    ended = measured.last_closed
-    load, steady = Load(), Load()
+    ended, tail = measured.last_closed, 1.0 if target.is_whole else TAIL_SHARE
+    load, late = Load(), Load()
     for call in calls:
         one = Load(1, call.prompt_tokens, call.completion_tokens, call.seconds)
-        is_ahead = call.round > ended  # groups ahead of the last closing are so in any run
-        load.add(one, 1.0 if is_ahead else min(1.0, max(0.0, ended + extent - call.round + 1)))
-        if call.round in life.steady:
-            steady.add(one)
-    load.add(steady, max(0.0, extent) / max(1, len(life.steady)))
+        load.add(one, tail if call.round > ended else min(1.0, max(0.0, ended + extent - call.round + 1)))
+        if call.round in steady:
+            late.add(one)
+    load.add(late, max(0.0, extent) / max(1, len(steady)))
     is_of_group = calls[0].id.partition("-")[0] in ("group", "scenario")
-    size, sample = plan.size, measured.size
+    size, sample = target.size, measured.size
     return load.scale(size.n_groups / sample.n_groups if is_of_group else size.n_agents / sample.n_agents)
 
 
-def _correct_shortlist(load: Load, measured: Measured, config: Config, plan: Plan) -> None:
+def _correct_shortlist(load: Load, measured: Measured, target: Target) -> None:
     """Lengthen the prompts of the router between groups where the run shows it more groups than the sample had."""
     shown = min(measured.config.simulation.shortlist, measured.size.n_groups - 1)
-    to_show = min(config.simulation.shortlist, plan.size.n_groups - 1)
-    if shown < 1 or shown == to_show:
+    to_show = min(target.config.simulation.shortlist, target.size.n_groups - 1)
+    if shown < 1 or shown == to_show or not load.calls:
         return
     action = "x" * 4 * round(load.completion_tokens / load.calls)  # about as long as the router's own answer
     messages = Prompt.of(load_program("inter_router")).messages({"groups": [], "action": action})
@@ -558,159 +536,16 @@ def _correct_shortlist(load: Load, measured: Measured, config: Config, plan: Pla
     load.prompt_tokens += listed * (to_show - shown) / shown
 
 
-def _scale_rows(program: str, measured: Measured, plan: Plan) -> float:
-    """Return the factor for what is asked per row; duplicates grow with the pairs of rows there are."""
-    times = plan.n_expected / max(1, measured.n_kept)
-    if program != "instruction_writer" or plan.is_whole:
-        return times
-    rate = 2 * measured.n_duplicates / max(1, measured.n_kept) ** 2
-    return times * _count_tries(rate * plan.n_expected) / _count_tries(rate * measured.n_kept)
+def _count_duplicates(measured: Measured, target: Target, forecast: Forecast) -> None:
+    """Let the instruction writer be asked for more where a larger set holds more twins.
 
-
-def _count_tries(rate: float) -> float:
-    """Return candidates per row when the chance of meeting a twin grows to 1 - exp(-rate) by the last row."""
-    return math.expm1(min(rate, 2.0)) / min(rate, 2.0) if rate > 1e-9 else 1.0
-
-
-# --- telling ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Teller:
-    """Puts ranges around a plan and says where everything comes from."""
-
-    config: Config
-    command: Command
-    measured: Measured
-    plan: Plan
-    price: Price | None
-    tokens_per_second: float | None
-    from_run: Path | None
-
-    @property
-    def is_rehearsed(self) -> bool:
-        """Whether the run itself will be a rehearsal."""
-        return _is_rehearsal(self.config.lm.main)
-
-    def tell(self) -> Estimate:
-        """Return the estimate."""
-        stages = self._build_stages()
-        money, priced = self._count_money(stages)
-        seconds, timed = self._count_seconds()
-        return Estimate(
-            command=self.command,
-            model=self.config.lm.main,
-            n=self.config.n,
-            n_expected=self.plan.n_expected,
-            stages=stages,
-            seconds=seconds,
-            money=money,
-            currency="USD",
-            basis=self._say_basis(),
-            assumptions=(*self.plan.notes, self._say_range(), priced, *timed),
-        )
-
-    def _build_stages(self) -> tuple[StageEstimate, ...]:
-        merged: dict[str, Load] = defaultdict(Load)
-        stage_of: dict[str, str] = {}
-        for (stage, program), load in self.plan.loads.items():
-            merged[program].add(load)
-            stage_of[program] = stage
-        n_sampled: dict[str, int] = defaultdict(int)
-        for call in self.measured.calls:
-            n_sampled[call.program] += 1
-        return tuple(self._build_stage(name, stage_of[name], merged[name], n_sampled[name]) for name in merged)
-
-    def _build_stage(self, program: str, stage: str, load: Load, n_sampled: int) -> StageEstimate:
-        noise = 0.01 if self.plan.is_whole else self.plan.doubt + 1 / math.sqrt(n_sampled)
-        if self.is_rehearsed or (self.from_run and not _is_rehearsal(self.measured.model)):
-            counts = (load.calls, load.prompt_tokens, load.completion_tokens)
-            return StageEstimate(program, *(Range.around(count, noise) for count in counts))
-        more = (1 + noise + ASKED_AGAIN) / (LOW_YIELD if stage == synthesis.STAGE else 1.0)
-        calls = Range(load.calls * max(0.0, 1 - noise), load.calls, load.calls * more)
-        prompt = Range.around(load.prompt_tokens, noise + TOKENIZER_DOUBT, more * (1 + TOKENIZER_DOUBT) - 1)
-        most = self.config.sampling_of(program).max_tokens * calls.high
-        written = load.completion_tokens
-        longest = max(written, min(LONG_ANSWERS * written * more, most))
-        return StageEstimate(program, calls, prompt, Range(SHORT_ANSWERS * written, written, longest))
-
-    def _count_money(self, stages: Sequence[StageEstimate]) -> tuple[Range | None, str]:
-        """Return what the tokens cost, and where the price is from."""
-        price = self.price
-        if price is None and self.is_rehearsed:
-            return Range(0.0, 0.0, 0.0), "A rehearsal costs nothing."
-        if price is None:
-            return None, f"No price is known for {self.config.lm.main!r}; give --price-in and --price-out."
-        ends = ("low", "expected", "high")
-        sums = (
-            sum(price.cost(getattr(s.prompt_tokens, end), getattr(s.completion_tokens, end)) for s in stages)
-            for end in ends
-        )
-        said = f"Price: {price.prompt:g} in and {price.completion:g} out a million tokens ({price.source})"
-        cached = f"; prompt tokens found in a cache would cost {price.cached:g}" if price.cached is not None else ""
-        return Range(*sums), f"{said}{cached}."
-
-    def _count_seconds(self) -> tuple[Range, list[str]]:
-        """Return the time of the whole run, and what it rests on."""
-        if self.is_rehearsed:
-            dials, per_call = Dials.from_spec(self.config.lm.main), self._measure_own()
-            latency = dials.latency * (1 + 9 * dials.tail) * (1 + dials.error + dials.rate)
-            waiting = self._spread(lambda load: load.calls * latency)
-            working = sum(load.calls for load in self.plan.loads.values()) * per_call
-            said = f"Time: {1000 * per_call:.1f} ms a call on this machine, as the sample took."
-            return Range.around(max(waiting, working), 0.5, 1.0), [said]
-        if self.from_run and not self.tokens_per_second and not _is_rehearsal(self.measured.model):
-            said = "Time: seconds a call as in the measured run, and as many calls at a time as the config says."
-            return Range.around(self._spread(lambda load: load.seconds), 0.3, 0.5), [said]
-        speed = self.tokens_per_second or TOKENS_PER_SECOND
-        source = "as given" if self.tokens_per_second else "an assumption"
-        expected = self._spread(lambda load: load.completion_tokens / speed)
-        said = (
-            f"Time: {speed:g} tokens a second and request ({source}), "
-            f"{self.config.operation.concurrency} requests at a time; reading prompts is not counted."
-        )
-        return Range(SHORT_ANSWERS * expected, expected, LONG_ANSWERS * expected), [said]
-
-    def _measure_own(self) -> float:
-        """Return the seconds a rehearsed call takes with all that is around it."""
-        n_calls = max(1, len(self.measured.calls))
-        if self.measured.seconds:
-            return self.measured.seconds / n_calls
-        return sum(call.seconds for call in self.measured.calls) / n_calls
-
-    def _spread(self, time_of: Callable[[Load], float]) -> float:
-        """Spread each stage's work over the calls in flight, but not below its longest chain of calls."""
-        work: dict[str, float] = defaultdict(float)
-        n_calls: dict[str, float] = defaultdict(float)
-        for (stage, _), load in self.plan.loads.items():
-            work[stage] += time_of(load)
-            n_calls[stage] += load.calls
-        # a round: news, action, then routers and summary side by side; a profile: four calls; a row: two
-        links = {population.STAGE: 4.0, simulation.STAGE: 3.0 * self.plan.rounds}
-        return sum(
-            max(work[stage] / self.config.operation.concurrency, links.get(stage, 2.0) * work[stage] / n_calls[stage])
-            for stage in work
-            if n_calls[stage]
-        )
-
-    def _say_basis(self) -> str:
-        size, sample = self.plan.size, self.measured.size
-        what = "the run" if self.from_run else "a rehearsal"
-        where = f" in {self.from_run}" if self.from_run else ""
-        if self.plan.is_whole:
-            return f"{what}{where} of the same size ({sample.n_agents:,} agents, {self.measured.n_kept:,} kept)"
-        return (
-            f"{what}{where} of {sample.n_agents:,} agents and {self.measured.n_kept:,} kept "
-            f"for {size.n_agents:,} agents and {self.config.n:,}"
-        )
-
-    def _say_range(self) -> str:
-        if self.is_rehearsed:
-            return "The range is the sample's own noise and what scaling was measured to miss."
-        if self.from_run and not _is_rehearsal(self.measured.model):
-            return "The range is the measured run's noise; another model or another need is not in it."
-        return (
-            f"Range: a rehearsal played the model; a real one may be asked again ({ASKED_AGAIN:.0%} of calls), keep "
-            f"fewer candidates (down to {LOW_YIELD:.0%}), count prompts {TOKENIZER_DOUBT:.0%} otherwise, and write "
-            f"{SHORT_ANSWERS:g} to {LONG_ANSWERS:g} times as much, up to each program's max_tokens."
-        )
+    The chance that a candidate has a twin grows with the rows there are, as c k / (1 + c k), so that n rows take
+    n (1 + c n / 2) candidates; in a rehearsed run of 10,000 rows with a need these were 1.7 n, by c from 1,000 1.75 n.
+    """
+    if target.is_whole or (synthesis.STAGE, "instruction_writer") not in forecast.loads or not measured.n_kept:
+        return
+    pairs = forecast.n_expected / measured.n_kept
+    met = measured.n_duplicates / measured.n_kept
+    forecast.loads[synthesis.STAGE, "instruction_writer"].multiply((1 + met * pairs) / (1 + met))
+    chance = (math.sqrt(measured.n_duplicates) + 1) / measured.n_kept
+    forecast.noise["instruction_writer"] += max(0.0, pairs - 1) * chance / (1 + met * pairs)

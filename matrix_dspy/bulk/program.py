@@ -287,8 +287,7 @@ class _Job:
         tables: list[TableWriter] = []
         try:
             async with self.engine:
-                if self.engine.keeps_journal:
-                    self.engine.journal_into(journal.folder)
+                self.engine.journal_into(journal.folder)
                 output = TableWriter(folder / "output.parquet", self.empty)
                 rejected = TableWriter(folder / "rejected.parquet", build_frame(Rejected, [], sort_by=("id",)))
                 tables += [output, rejected]

@@ -155,7 +155,7 @@ class Engine:
     supports_n = False
     """Whether one request can ask for several answers."""
     keeps_journal = False
-    """Whether `complete_entry` writes the journal itself, where the work is done."""
+    """Whether `complete_entry` writes the journal itself, where the work is done; known after `journal_into`."""
 
     def __init__(
         self,
@@ -299,8 +299,7 @@ class Engine:
         return self.supports_response_schema
 
     def journal_into(self, folder: Path, *, keep_prompts: bool = False) -> None:
-        """Have `complete_entry` write its completions into segments in `folder`; only where `keeps_journal`."""
-        raise NotImplementedError
+        """Offer a journal's folder to write segments into; most engines leave that to their caller."""
 
     async def complete_entry(self, request: Request, key: str, digest: str) -> Completion:
         """Answer one request that is known in the journal by `key` and `digest`."""

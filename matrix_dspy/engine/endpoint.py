@@ -185,7 +185,7 @@ class EndpointEngine(Engine):
             raise EngineError(f"no server answers at {self.url} ({_name_failure(error)}); {hint}") from error
         if status in (401, 403):
             raise EngineError(f"{self.url} refuses the key ({status}); set the environment variable {API_KEY_VARIABLE}")
-        if status in (404, 405) and self.model:
+        if status in (404, 405, 500, 501) and self.model:  # a server need not list what it serves
             return self.model
         if status != 200:
             raise EngineError(f"{self.url}/models answers {status}{_server_words(raw)}; does the address end in /v1?")

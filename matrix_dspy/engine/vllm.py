@@ -158,7 +158,8 @@ class VllmEngine(Engine):
     async def _render(self, request: Request) -> Any:
         """Return the prompt's tokens, by the model's chat template."""
         renderer = self.llm.renderer
-        chat = self._vllm.ChatParams(chat_template_kwargs=dict(request.sampling.chat_template_kwargs or {}))
+        switches = {"add_generation_prompt": True} | (request.sampling.chat_template_kwargs or {})
+        chat = self._vllm.ChatParams(chat_template_kwargs=switches)
         # vLLM stops counting at the limit; without one the refusal can say how long the prompt is
         unbounded = dataclasses.replace(renderer.default_chat_tok_params, max_total_tokens=None)
         _, (prompt,) = await renderer.render_chat_async([list(request.messages)], chat, unbounded)

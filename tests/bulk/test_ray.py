@@ -62,7 +62,7 @@ async def complete_all(engine: RayEngine, requests: list[Request]) -> list[Compl
 
 def run_disturbed(cluster: RayCluster, folder: Path, requests: list[Request], disturb: Do) -> list[Completion]:
     async def work() -> list[Completion]:
-        async with RayEngine("rehearsal?latency=0.2", address=cluster.address, concurrency=30) as engine:
+        async with RayEngine("rehearsal?latency=0.5", address=cluster.address, concurrency=30) as engine:
             engine.journal_into(folder)
             calls = asyncio.create_task(complete_all(engine, requests))
             await asyncio.sleep(0.5)
@@ -82,16 +82,17 @@ def read_keys(folder: Path) -> dict[str, list[str]]:
 
 
 def find_pid(port: int) -> int:
-    """Return the process on this machine that holds the connection from a local port."""
+    """Return the Ray worker that holds the connection from a local port."""
     lines = (PROC / "net/tcp").read_text().splitlines()[1:]
-    sockets = {f"socket:[{cells[9]}]" for line in lines if (cells := line.split())[1].endswith(f":{port:04X}")}
+    sockets = {f"socket:[{cells[9]}]" for line in lines if (cells := line.split())[1] == f"0100007F:{port:04X}"}
     for link in PROC.glob("[0-9]*/fd/*"):
         try:
-            if str(link.readlink()) in sockets:
-                return int(link.parts[2])
+            is_it = str(link.readlink()) in sockets and (link.parents[1] / "cmdline").read_bytes().startswith(b"ray::")
         except OSError:
             continue
-    raise AssertionError(f"nobody holds port {port}")
+        if is_it:
+            return int(link.parts[2])
+    raise AssertionError(f"no Ray worker holds port {port}")
 
 
 class ModelServer:
@@ -236,6 +237,7 @@ def test_a_lost_node_loses_nothing(cluster: RayCluster, tmp_path: Path, caplog: 
     requests = build_requests(120)
 
     async def remove(engine: RayEngine) -> None:
+        assert len(set(engine.worker_nodes)) == 3, "one worker a node"
         await asyncio.to_thread(cluster.kill_node, cluster.nodes[-1])
 
     completions = run_disturbed(cluster, tmp_path, requests, remove)
@@ -368,7 +370,7 @@ def test_the_last_worker_given_up_stops_the_run(cluster: RayCluster):
     async def work() -> list[Completion]:
         async with (
             serve_model(names=["model", ""], seconds=30) as (server, url),
-            RayEngine(url, address=cluster.address, n_workers=1, patience_s=4) as engine,
+            RayEngine(url, address=cluster.address, n_workers=1, patience_s=3) as engine,
         ):
             calls = asyncio.gather(*(engine.complete(ask(str(number))) for number in range(3)))
             while len(server.asked) < 3:

@@ -1,4 +1,6 @@
 import asyncio
+import logging
+import math
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -329,3 +331,393 @@ def test_the_seed_of_the_call_reaches_the_engine():
 
     assert engine.asked[0].sampling.seed == runner.derive_seed(KEY)
     assert engine.asked[1].sampling.seed != engine.asked[0].sampling.seed
+
+
+class Choosy(Engine):
+    """Answers by the form it is asked in; refuses requests whose schema or length it does not like."""
+
+    supports_n = True
+
+    def __init__(
+        self,
+        refuses: Callable[[Request], str | None] = lambda request: None,
+        *,
+        answer: Callable[[Request], str] | None = None,
+        latency_s: float = 0.0,
+        **limits: Any,
+    ) -> None:
+        super().__init__(**{"concurrency": 8, "patience_s": 5.0} | limits)
+        self.model = "choosy"
+        self.refuses = refuses
+        self.answer = answer or _answer_in_form
+        self.latency_s = latency_s
+        self.asked: list[Request] = []
+
+    async def attempt(self, request: Request, n_asked: int) -> Completion:
+        self.asked.append(request)
+        await asyncio.sleep(self.latency_s)
+        if (words := self.refuses(request)) is not None:
+            raise RefusedError(words)
+        texts = tuple(self.answer(request) for _ in range(request.sampling.n))
+        return Completion(texts, ("stop",) * len(texts), 10, 5)
+
+
+def _answer_in_form(request: Request) -> str:
+    return '{"reason": "big", "verdict": "heavy"}' if request.sampling.response_schema is not None else GOOD
+
+
+def refuse_schemas(request: Request) -> str | None:
+    return "400: no grammar for it" if request.sampling.response_schema is not None else None
+
+
+def row_key(number: int) -> CallKey:
+    return CallKey("stage", f"row-{number}", "weigh")
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def ask_rows(runner: Runner, prompt: Prompt, n: int, width: int = 1) -> list[Outcome]:
+    gate = asyncio.Semaphore(width)
+
+    async def ask(number: int) -> Outcome:
+        async with gate:
+            return await runner.call(prompt, {"thing": f"stone {number}"}, row_key(number), SAMPLING)
+
+    return await asyncio.gather(*(ask(number) for number in range(n)))
+
+
+def make_structured(engine: Engine, journal: Journal | None = None, **more: Any) -> tuple[Runner, Prompt]:
+    return Runner(engine, journal, structured=True, **more), Prompt(dspy.Predict(Weigh))
+
+
+def test_where_schemas_are_sent_the_answer_is_one_json_object():
+    engine = Choosy()
+    runner, prompt = make_structured(engine, longest_text=99)
+
+    (outcome,) = asyncio.run(ask_rows(runner, prompt, 1))
+
+    assert outcome.fields == {"reason": "big", "verdict": "heavy"}
+    sampling = engine.asked[0].sampling
+    assert sampling.response_schema == prompt.structured(99).schema
+    assert sampling.stop == ()
+    assert engine.asked[0].messages == prompt.structured(99).messages({"thing": "stone 0"})
+
+
+def test_what_narrows_a_call_reaches_its_schema_and_no_other_calls():
+    engine = Choosy()
+    runner, prompt = make_structured(engine)
+    narrow = {"reason": {"maxLength": 5}}
+    asyncio.run(runner.call(prompt, INPUTS, KEY, SAMPLING, narrow=narrow))
+    asyncio.run(runner.call(prompt, INPUTS, KEY, SAMPLING))
+
+    first, second = (request.sampling.response_schema or {} for request in engine.asked)
+    assert first["properties"]["reason"] == {"type": "string", "maxLength": 5}
+    assert second["properties"]["reason"] == {"type": "string"}
+
+
+def test_in_words_nothing_narrows():
+    engine = Choosy()
+
+    outcome = call(Runner(engine), narrow={"reason": {"maxLength": 5}})
+
+    assert outcome.is_ok
+    assert engine.asked[0].sampling.response_schema is None
+
+
+def test_a_bad_answer_to_a_schema_is_asked_for_again_with_the_schema():
+    answers = iter(['{"reason": "big"}', '{"reason": "big", "verdict": "heavy"}'])
+    engine = Choosy(answer=lambda request: next(answers))
+    runner, prompt = make_structured(engine)
+
+    (outcome,) = asyncio.run(ask_rows(runner, prompt, 1))
+
+    assert outcome.is_ok
+    again = engine.asked[1]
+    assert again.sampling.response_schema == prompt.structured().schema
+    assert "as one JSON object with the fields reason, verdict and nothing else" in again.messages[-1]["content"]
+
+
+def test_a_program_whose_schema_is_refused_goes_on_in_words_and_says_so_once(caplog: pytest.LogCaptureFixture):
+    engine = Choosy(refuse_schemas)
+    runner, prompt = make_structured(engine)
+
+    outcomes = asyncio.run(ask_rows(runner, prompt, 10))
+
+    assert all(outcome.is_ok for outcome in outcomes)
+    assert [request.sampling.response_schema is not None for request in engine.asked] == [True, *[False] * 10]
+    assert warnings_of(caplog) == [
+        "the server takes no schema for Weigh, which is asked in words now (400: no grammar for it)"
+    ]
+
+
+def test_another_program_keeps_its_schema():
+    engine = Choosy(lambda request: refuse_schemas(request) if "verdict" in str(request.sampling) else None)
+    runner, prompt = make_structured(engine)
+    other = Prompt(dspy.Predict("thing -> colour"))
+    engine.answer = lambda request: '{"colour": "red"}' if request.sampling.response_schema else GOOD
+
+    async def work() -> None:
+        assert (await ask_rows(runner, prompt, 1))[0].is_ok
+        assert (await ask_rows(runner, other, 1))[0].is_ok
+
+    asyncio.run(work())
+
+    assert [request.sampling.response_schema is not None for request in engine.asked] == [True, False, True]
+
+
+@pytest.mark.parametrize("width", [1, 8])
+def test_a_run_that_fell_back_to_words_is_replayed_whole(tmp_path: Path, width: int):
+    first, second = (Choosy(refuse_schemas, latency_s=0.002) for _ in range(2))
+    made: list[list[Outcome]] = []
+    for engine in (first, second):
+        journal = Journal(tmp_path)
+        runner, prompt = make_structured(engine, journal)
+        made.append(asyncio.run(ask_rows(runner, prompt, 30, width)))
+        journal.close()
+
+    assert made[0] == made[1]
+    assert second.asked == []
+    assert 30 < len(first.asked) <= 30 + width
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="on replay the refused row comes before its neighbours, whose answers to schemas are then missed",
+)
+def test_a_run_that_fell_back_in_the_middle_is_replayed_whole(tmp_path: Path):
+    def refuse_some(request: Request) -> str | None:
+        return refuse_schemas(request) if "stone 2" in str(request.messages) else None
+
+    first, second = (Choosy(refuse_some, latency_s=0.002) for _ in range(2))
+    for engine in (first, second):
+        journal = Journal(tmp_path)
+        runner, prompt = make_structured(engine, journal)
+        outcomes = asyncio.run(ask_rows(runner, prompt, 30, 8))
+        journal.close()
+        assert all(outcome.is_ok for outcome in outcomes)
+
+    assert second.asked == []
+
+
+def test_a_prompt_too_long_in_either_form_keeps_the_schema_for_the_others(caplog: pytest.LogCaptureFixture):
+    engine = Choosy(lambda request: "400: too long" if "stone 1" in str(request.messages) else None)
+    runner, prompt = make_structured(engine)
+
+    outcomes = asyncio.run(ask_rows(runner, prompt, 4))
+
+    assert [outcome.reason for outcome in outcomes] == ["", "refused by server", "", ""]
+    assert [request.sampling.response_schema is not None for request in engine.asked] == [True, True, False, True, True]
+    assert warnings_of(caplog) == []
+
+
+def test_plain_chat_has_no_schema_to_send():
+    engine = Choosy(answer=lambda request: "hello")
+    runner = Runner(engine, structured=True)
+
+    outcome = asyncio.run(runner.call(Prompt.of(Responder()), {"instruction": "hi"}, KEY, SAMPLING))
+
+    assert outcome.fields == {"response": "hello"}
+    assert engine.asked[0].sampling.response_schema is None
+
+
+def sample(runner: Runner, n: int, **options: Any) -> list[Outcome]:
+    return asyncio.run(runner.sample(PROMPT, INPUTS, KEY, SAMPLING, n, **options))
+
+
+def number_answers(bad: frozenset[int] = frozenset(), least: int = 0) -> Callable[[Request], str]:
+    """Answer with 0, 1, 2, ... one after the other; those in `bad` are no answers."""
+    count = iter(range(least, 1000))
+
+    def answer(request: Request) -> str:
+        number = next(count)
+        return "no answer" if number in bad else GOOD.replace("big", f"reason {number}")
+
+    return answer
+
+
+def reasons(outcomes: list[Outcome]) -> list[str | None]:
+    return [outcome.fields and outcome.fields["reason"] for outcome in outcomes]
+
+
+def test_several_answers_come_from_one_request():
+    engine = Choosy(answer=number_answers())
+
+    outcomes = sample(Runner(engine), 4)
+
+    assert reasons(outcomes) == ["reason 0", "reason 1", "reason 2", "reason 3"]
+    assert [request.sampling.n for request in engine.asked] == [4]
+
+
+def test_an_answer_of_several_that_is_no_good_is_asked_for_by_itself():
+    engine = Choosy(answer=number_answers(frozenset({1, 3})))
+    runner = Runner(engine)
+
+    outcomes = sample(runner, 4)
+
+    assert reasons(outcomes) == ["reason 0", "reason 4", "reason 2", "reason 5"]
+    assert [request.sampling.n for request in engine.asked] == [4, 1, 1]
+    seeds = {request.sampling.seed for request in engine.asked}
+    assert len(seeds) == 3
+    assert runner.budget.n_calls == 3
+
+
+def test_answers_the_server_did_not_give_are_asked_for_one_by_one():
+    class Stingy(Choosy):
+        async def attempt(self, request: Request, n_asked: int) -> Completion:
+            made = await super().attempt(request, n_asked)
+            return Completion(made.texts[:2], made.finish_reasons[:2], 10, 5)
+
+    engine = Stingy(answer=number_answers())
+
+    outcomes = sample(Runner(engine), 5)
+
+    assert all(outcome.is_ok for outcome in outcomes)
+    assert reasons(outcomes)[:2] == ["reason 0", "reason 1"]
+    assert [request.sampling.n for request in engine.asked] == [5, 1, 1, 1]
+
+
+def test_a_server_that_refuses_several_at_once_is_asked_one_by_one():
+    engine = Choosy(lambda request: "n must be 1" if request.sampling.n > 1 else None)
+
+    outcomes = sample(Runner(engine), 3)
+
+    assert all(outcome.is_ok for outcome in outcomes)
+    assert [request.sampling.n for request in engine.asked] == [3, 1, 1, 1]
+
+
+def test_an_engine_that_gives_one_at_a_time_is_asked_one_by_one():
+    engine = Scripted(*(GOOD.replace("big", f"reason {number}") for number in range(3)))
+
+    outcomes = sample(Runner(engine), 3)
+
+    assert sorted(str(reason) for reason in reasons(outcomes)) == ["reason 0", "reason 1", "reason 2"]
+    assert len({request.sampling.seed for request in engine.asked}) == 3
+    assert {request.sampling.n for request in engine.asked} == {1}
+
+
+def test_several_answers_are_replayed_with_those_asked_for_again(tmp_path: Path):
+    first, second = Choosy(answer=number_answers(frozenset({1}))), Choosy()
+    made = [
+        with_journal(tmp_path, engine, lambda runner: runner.sample(PROMPT, INPUTS, KEY, SAMPLING, 3))
+        for engine in (first, second)
+    ]
+
+    assert made[0] == made[1]
+    assert second.asked == []
+
+
+def test_several_answers_to_inputs_that_cannot_be_rendered_are_bad_rows():
+    engine = Choosy()
+
+    outcomes = asyncio.run(Runner(engine).sample(PROMPT, {"thing": [1, None]}, KEY, SAMPLING, 3))
+
+    assert [outcome.reason for outcome in outcomes] == ["bad input"] * 3
+    assert engine.asked == []
+
+
+class Judge(dspy.Signature):
+    """Judge."""
+
+    answer: str = dspy.InputField()
+    score: Literal[1, 2, 3, 4, 5] = dspy.OutputField()
+
+
+JUDGE = Prompt(dspy.Predict(Judge))
+
+
+def judge_tokens(**shares: float) -> list[dict[str, Any]]:
+    """Return the places of `[[ ## score ## ]]`, a line break, and a digit drawn from `shares`, then the end."""
+    top = [{"token": digit.lstrip("s"), "logprob": math.log(share)} for digit, share in shares.items()]
+    head = [{"token": "[[ ## score ## ]]", "logprob": 0.0}, {"token": "\n", "logprob": 0.0}]
+    tail = {"token": "\n\n", "logprob": 0.0, "top_logprobs": [{"token": "\n\n", "logprob": 0.0}]}
+    return [*head, top[0] | {"top_logprobs": top}, tail]
+
+
+def judged(tokens: list[dict[str, Any]] | None, digit: str = "3") -> Completion:
+    text = f"[[ ## score ## ]]\n{digit}\n\n"
+    return Completion((text,), ("stop",), 10, 5, logprobs=None if tokens is None else (tokens,))
+
+
+def expect(engine: Engine, **options: Any) -> Outcome:
+    return asyncio.run(Runner(engine).call(JUDGE, {"answer": "x"}, KEY, SAMPLING, expect="score", **options))
+
+
+def test_a_judge_that_wavers_is_expected_in_between():
+    engine = Scripted(judged(judge_tokens(s3=0.6, s4=0.3, s5=0.1)))
+
+    outcome = expect(engine)
+
+    assert outcome.fields == {"score": 3}
+    assert outcome.expected == pytest.approx(3.5)
+    assert engine.asked[0].sampling.logprobs == 20
+
+
+def test_without_log_probabilities_nothing_is_expected():
+    outcome = expect(Scripted(judged(None)))
+
+    assert (outcome.fields, outcome.expected) == ({"score": 3}, None)
+
+
+def test_log_probabilities_are_asked_for_only_where_they_are_wanted():
+    engine = Scripted(judged(judge_tokens(s3=1.0)))
+
+    outcome = asyncio.run(Runner(engine).call(JUDGE, {"answer": "x"}, KEY, SAMPLING))
+
+    assert (outcome.expected, engine.asked[0].sampling.logprobs) == (None, 0)
+
+
+def test_what_is_expected_is_the_same_when_replayed(tmp_path: Path):
+    engines = Scripted(judged(judge_tokens(s3=0.6, s4=0.3, s5=0.1))), Scripted("never asked")
+    made = [
+        with_journal(
+            tmp_path, engine, lambda runner: runner.call(JUDGE, {"answer": "x"}, KEY, SAMPLING, expect="score")
+        )
+        for engine in engines
+    ]
+
+    assert made[0] == made[1]
+    assert made[1].expected == pytest.approx(3.5)
+    assert engines[1].asked == []
+
+
+def test_every_one_of_several_answers_has_its_own_expectation():
+    places = judge_tokens(s3=0.5, s4=0.5), judge_tokens(s4=0.9, s5=0.1)
+    texts = "[[ ## score ## ]]\n3\n\n", "[[ ## score ## ]]\n4\n\n"
+
+    class Two(Scripted):
+        supports_n = True
+
+    engine = Two(Completion(texts, ("stop", "stop"), 10, 5, logprobs=places))
+    outcomes = asyncio.run(Runner(engine).sample(JUDGE, {"answer": "x"}, KEY, SAMPLING, 2, expect="score"))
+
+    assert [outcome.expected for outcome in outcomes] == [pytest.approx(3.5), pytest.approx(4.1)]
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="a null log-probability raises out of the runner")
+def test_log_probabilities_out_of_form_cost_the_expectation_and_no_run():
+    odd = [{"token": "[[ ## score ## ]]\n", "logprob": None}, {"token": "3", "logprob": None, "top_logprobs": []}]
+
+    outcome = expect(Scripted(judged(odd)))
+
+    assert (outcome.fields, outcome.expected) == ({"score": 3}, None)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_plain_text_cut_off_is_taken_as_it_stands_only_when_asked_for(keeps: bool):
+    engine = Scripted(Completion(("as far as I",), ("length",), 10, 5))
+
+    outcome = asyncio.run(
+        Runner(engine).call(Prompt.of(Responder()), {"instruction": "hi"}, KEY, SAMPLING, keeps_cut_off=keeps)
+    )
+
+    assert outcome.is_ok is keeps
+    assert outcome.reason == ("" if keeps else "cut off")
+    assert outcome.text == "as far as I"
+
+
+def test_fields_cut_off_are_never_taken():
+    engine = Scripted(Completion((GOOD,), ("length",), 10, 5))
+
+    assert call(Runner(engine), keeps_cut_off=True).reason == "cut off"

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from matrix_dspy.engine.base import Completion, DownError, Engine, RefusedError, Request, TransientError
+from matrix_dspy.engine.base import (
+    MOST_FAILURES,
+    Completion,
+    DownError,
+    Engine,
+    RefusedError,
+    Request,
+    TransientError,
+)
 
 REQUEST = Request([{"role": "user", "content": "hello"}])
 GOOD = Completion(("yes",), ("stop",), 10, 5)
@@ -261,3 +269,209 @@ def test_an_engine_is_closed_when_its_block_ends():
 
     assert asyncio.run(work(lambda: None)).is_closed
     assert asyncio.run(work(lambda: print(1 / 0))).is_closed  # noqa: T201
+
+
+class Poisoned(Engine):
+    """Fails at requests that say `poison` in the way it is told to, after a little while; answers all others."""
+
+    def __init__(self, make_fault: Callable[[], Exception], **limits: Any) -> None:
+        super().__init__(**{"concurrency": 4, "patience_s": 20.0} | limits)
+        self.make_fault = make_fault
+        self.n_poison = 0
+
+    async def attempt(self, request: Request, n_asked: int) -> Completion:
+        await asyncio.sleep(0.002)
+        if request.messages[0]["content"] == "poison":
+            self.n_poison += 1
+            raise self.make_fault()
+        return GOOD
+
+
+def ask_beside_others(engine: Engine, n_others: int) -> Completion:
+    """Ask a poisoned request while others are answered, one after the other."""
+
+    async def work() -> Completion:
+        async with engine:
+            bad = asyncio.create_task(engine.complete(Request([{"role": "user", "content": "poison"}])))
+            for _ in range(n_others):
+                assert await engine.complete(REQUEST) == GOOD
+            return await asyncio.wait_for(bad, 10)
+
+    return asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    "make_fault",
+    [
+        lambda: TransientError("500: boom", retry_after=0.0),
+        lambda: TransientError("slow", retry_after=0, is_timeout=True),
+    ],
+    ids=["500", "timeout"],
+)
+def test_a_request_that_alone_fails_again_and_again_is_the_rows_error(make_fault: Callable[[], Exception]):
+    engine = Poisoned(make_fault)
+
+    completion = ask_beside_others(engine, 60)
+
+    assert completion.error == f"{make_fault()}, {MOST_FAILURES} times"
+    assert completion.down is None
+    assert engine.n_poison == MOST_FAILURES
+
+
+def test_a_request_told_to_come_later_is_asked_until_it_is_answered():
+    left = [TransientError("429", retry_after=0.001, is_overload=True) for _ in range(10 * MOST_FAILURES)]
+
+    class Busy(Poisoned):
+        async def attempt(self, request: Request, n_asked: int) -> Completion:
+            if left and request.messages[0]["content"] == "poison":
+                await asyncio.sleep(0)
+                raise left.pop()
+            return GOOD
+
+    assert ask_beside_others(Busy(lambda: KeyError()), 200) == GOOD
+    assert left == []
+
+
+def test_a_connection_lost_again_and_again_is_not_the_rows_error():
+    n_lost = 0
+
+    class Dropping(Poisoned):
+        async def attempt(self, request: Request, n_asked: int) -> Completion:
+            nonlocal n_lost
+            await asyncio.sleep(0.001)
+            if request.messages[0]["content"] == "poison" and n_lost < 3 * MOST_FAILURES:
+                n_lost += 1
+                raise TransientError("reset", retry_after=0.0, is_lost=True)
+            return GOOD
+
+    assert ask_beside_others(Dropping(lambda: KeyError()), 300) == GOOD
+    assert n_lost == 3 * MOST_FAILURES
+
+
+def test_a_server_that_answers_nobody_makes_no_row_fail():
+    engine = Poisoned(lambda: TransientError("500: boom", retry_after=0.002), patience_s=0.3)
+
+    async def work() -> list[Completion]:
+        async with engine:
+            poison = Request([{"role": "user", "content": "poison"}])
+            return await asyncio.gather(*(engine.complete(poison) for _ in range(8)))
+
+    completions = asyncio.run(work())
+
+    assert engine.n_poison > 8 * MOST_FAILURES
+    assert {completion.error for completion in completions} == {None}
+    assert {completion.down for completion in completions} == {"500: boom"}
+
+
+class Slow(Engine):
+    """Takes as long for its n-th attempt as `waits` say, and answers with n; an exception is raised instead."""
+
+    def __init__(self, *waits: float | tuple[float, Exception], **limits: Any) -> None:
+        super().__init__(**{"hedge_s": 0.05, "concurrency": 4, "patience_s": 5.0} | limits)
+        self.waits = list(waits)
+        self.n_attempts = self.n_cancelled = 0
+
+    async def attempt(self, request: Request, n_asked: int) -> Completion:
+        wait = self.waits[self.n_attempts] if self.n_attempts < len(self.waits) else 0.0
+        self.n_attempts += 1
+        name = str(self.n_attempts)
+        try:
+            await asyncio.sleep(wait[0] if isinstance(wait, tuple) else wait)
+        except asyncio.CancelledError:
+            self.n_cancelled += 1
+            raise
+        if isinstance(wait, tuple):
+            raise wait[1]
+        return Completion((name,), ("stop",), 10, 5)
+
+
+def test_a_slow_request_is_sent_again_and_the_faster_answer_counts():
+    engine = Slow(30.0, 0.01)
+
+    (completion,) = complete(engine)
+
+    assert completion.texts == ("2",)
+    assert (engine.usage.calls, engine.usage.attempts, engine.usage.hedged) == (1, 2, 1)
+    assert (engine.usage.answers, engine.usage.errors, engine.n_cancelled) == (1, 0, 1)
+    assert engine.limit.in_flight == 0
+
+
+def test_the_first_copy_may_still_win():
+    engine = Slow(0.2, 30.0)
+
+    (completion,) = complete(engine)
+
+    assert completion.texts == ("1",)
+    assert (engine.usage.hedged, engine.limit.in_flight) == (1, 0)
+
+
+def test_a_second_copy_that_fails_leaves_the_first_to_answer():
+    engine = Slow(0.3, (0.01, TransientError("500")))
+
+    (completion,) = complete(engine)
+
+    assert (completion.texts, engine.usage.errors) == (("1",), 0)
+
+
+def test_when_both_copies_fail_the_request_is_tried_again():
+    engine = Slow((0.15, TransientError("500", retry_after=0.0)), (0.01, TransientError("502", retry_after=0.0)))
+
+    (completion,) = complete(engine)
+
+    assert completion.texts == ("3",)
+    assert (engine.usage.attempts, engine.usage.errors, engine.limit.in_flight) == (3, 1, 0)
+
+
+def test_a_quick_request_is_sent_once():
+    engine = Slow(0.0, hedge_s=5.0)
+
+    complete(engine)
+
+    assert (engine.usage.attempts, engine.usage.hedged) == (1, 0)
+
+
+def test_without_room_no_second_copy_is_sent():
+    engine = Slow(0.3, 0.3, concurrency=2)
+
+    completions = complete(engine, 2)
+
+    assert [completion.texts for completion in completions] == [("1",), ("2",)]
+    assert (engine.usage.attempts, engine.usage.hedged, engine.limit.peak) == (2, 0, 2)
+
+
+def test_a_cancelled_request_cancels_both_of_its_copies():
+    engine = Slow(30.0, 30.0)
+
+    async def work() -> None:
+        call = asyncio.create_task(engine.complete(REQUEST))
+        while engine.n_attempts < 2:
+            await asyncio.sleep(0.005)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(work(), 10))
+
+    assert (engine.n_cancelled, engine.limit.in_flight) == (2, 0)
+
+
+def test_a_retry_goes_before_what_was_never_tried():
+    order: list[str] = []
+
+    class One(Engine):
+        async def attempt(self, request: Request, n_asked: int) -> Completion:
+            name = str(request.messages[0]["content"])
+            order.append(name)
+            await asyncio.sleep(0.01)
+            if name == "again" and n_asked == 0:
+                raise TransientError("429", retry_after=0.0)
+            return GOOD
+
+    async def work() -> None:
+        engine = One(concurrency=1)
+        names = ["again", *(f"new {n}" for n in range(6))]
+        await asyncio.gather(*(engine.complete(Request([{"role": "user", "content": name}])) for name in names))
+
+    asyncio.run(work())
+
+    assert order[:4] == ["again", "new 0", "again", "new 1"]

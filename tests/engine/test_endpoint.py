@@ -1,11 +1,18 @@
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 
+from matrix_dspy.bulk.budget import Budget
+from matrix_dspy.bulk.journal import CallKey, Journal, hash_request
+from matrix_dspy.bulk.runner import Runner
 from matrix_dspy.engine.base import Completion, Request, Sampling, TransientError
 from matrix_dspy.engine.endpoint import API_KEY_VARIABLE, EndpointEngine, read_completion
 from matrix_dspy.errors import EngineError
@@ -228,7 +235,7 @@ def test_a_server_busy_for_ever_is_down_and_not_a_bad_row():
     assert completion.down is not None and completion.down.endswith("/v1 answers 429: slow down")
 
 
-@pytest.mark.parametrize("wait", ["Wed, 21 Oct 2015 07:28:00 GMT", "soon", "", "-5"])
+@pytest.mark.parametrize("wait", ["Wed, 21 Oct 2015 07:28:00 GMT", "soon", "", "-5", "-inf", "nan", "inf", "1e400"])
 def test_a_wait_that_is_no_number_of_seconds_is_ignored(wait: str):
     (completion,), _ = ask(Server(fail(429, **{"Retry-After": wait}), say()), patience_s=5.0)
 
@@ -385,3 +392,269 @@ def test_a_body_of_bytes_is_read_without_a_server():
     raw = json.dumps({"choices": [{"message": {"content": "hi"}}]}).encode()
 
     assert read_completion(raw, 0.5) == Completion(("hi",), ("stop",), seconds=0.5)
+
+
+def serve_owned(owner: str | None) -> web.Response:
+    entry = {"id": "first"} if owner is None else {"id": "first", "owned_by": owner}
+    return web.json_response({"object": "list", "data": [entry]})
+
+
+def write_raw(content: str, **more: Any) -> bytes:
+    """Return a completion's JSON with `content` put in as it stands, between quotation marks."""
+    choice = {"index": 0, "message": {"content": "@"}, "finish_reason": "stop"} | more
+    return json.dumps({"choices": [choice]}).replace('"@"', f'"{content}"').encode()
+
+
+def test_the_options_of_vllm_are_sent_by_their_own_names():
+    server = Server(say())
+    sampling = Sampling(
+        max_tokens=5,
+        logprobs=4,
+        top_k=20,
+        min_p=0.05,
+        repetition_penalty=1.1,
+        chat_template_kwargs={"enable_thinking": False},
+        priority=-3,
+    )
+
+    ask(server, Request([{"role": "user", "content": "hi"}], sampling))
+
+    body = server.bodies[0]
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 4)
+    assert (body["top_k"], body["min_p"], body["repetition_penalty"], body["priority"]) == (20, 0.05, 1.1, -3)
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_a_seed_that_is_not_to_be_sent_is_left_off_and_the_journal_does_not_notice():
+    server = Server(say())
+    request = Request([{"role": "user", "content": "hi"}], Sampling(seed=7))
+
+    _, without = ask(server, request, send_seeds=False)
+    _, with_seed = ask(server, request)
+
+    assert "seed" not in server.bodies[0]
+    assert server.bodies[1]["seed"] == 7
+    assert hash_request(request, without.model) == hash_request(request, with_seed.model)
+    assert hash_request(request, "first") != hash_request(Request(request.messages, Sampling(seed=8)), "first")
+
+
+def test_log_probabilities_come_back_place_by_place():
+    places = [{"token": "ye", "logprob": -0.5, "top_logprobs": [{"token": "ye", "logprob": -0.5}]}]
+    choices = [
+        {"index": 0, "message": {"content": "ye"}, "finish_reason": "stop", "logprobs": {"content": places}},
+        {"index": 1, "message": {"content": "no"}, "finish_reason": "stop", "logprobs": None},
+    ]
+
+    (completion,), _ = ask(Server(web.json_response({"choices": choices})))
+
+    assert completion.logprobs == (places, None)
+
+
+def test_what_the_servers_prefix_cache_held_is_counted():
+    usage = {"prompt_tokens": 11, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 8}}
+
+    (found,), _ = ask(Server(say(usage=usage)))
+    (unknown,), _ = ask(Server(say(usage=usage | {"prompt_tokens_details": None})))
+
+    assert (found.cached_tokens, unknown.cached_tokens) == (8, 0)
+
+
+def test_an_answer_cut_off_at_its_limit_says_so():
+    cut = {"index": 0, "message": {"content": "on and"}, "finish_reason": "length"}
+
+    (completion,), _ = ask(Server(web.json_response({"choices": [cut]})))
+
+    assert (completion.texts, completion.finish_reasons) == (("on and",), ("length",))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "max_tokens is too large: 4096. This model's maximum context length is 2048 tokens",
+        "'max_completion_tokens' must be at most 2048",
+    ],
+)
+def test_a_limit_on_the_answer_that_is_too_high_is_left_out(words: str):
+    server = Server(fail(400, words), say("short enough"))
+
+    (completion,), engine = ask(server)
+
+    assert completion.texts == ("short enough",)
+    assert ["max_tokens" in body for body in server.bodies] == [True, False]
+    assert {**server.bodies[0], "max_tokens": None} == {**server.bodies[1], "max_tokens": None}
+    assert (engine.usage.attempts, engine.usage.errors) == (1, 0)
+
+
+def test_a_server_that_wants_no_limit_either_refuses_the_request():
+    server = Server(fail(400, "max_tokens is too large"))
+
+    (completion,), _ = ask(server)
+
+    assert completion.error == "the server answers 400: max_tokens is too large"
+    assert ["max_tokens" in body for body in server.bodies] == [True, False]
+
+
+def test_a_request_refused_for_another_reason_is_sent_once():
+    server = Server(fail(400, "the prompt has 9000 tokens and the context holds 2048"))
+
+    (completion,), _ = ask(server)
+
+    assert completion.error is not None
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("owner", "is_held"),
+    [("vllm", True), ("sglang", True), ("VLLM", True), ("openai", False), ("", False), (None, False)],
+)
+def test_schemas_are_sent_by_default_where_the_server_says_what_it_is(owner: str | None, is_held: bool):
+    _, engine = ask(Server(say(), models=serve_owned(owner)))
+
+    assert engine.supports_response_schema is engine.prefers_schema is is_held
+    assert engine.supports_n
+
+
+def test_a_server_that_lists_no_models_is_not_known_to_hold_schemas():
+    _, engine = ask(Server(say(), models=fail(404)), model="mine")
+
+    assert engine.supports_response_schema is False
+
+
+def test_answers_of_another_model_are_warned_of_once(caplog: pytest.LogCaptureFixture):
+    (completion, *_), engine = ask(Server(say(model="other-7b")), n=5)
+
+    assert completion.model == "other-7b"
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning == f"{engine.url} answers as model 'other-7b', not as 'first'; check what it serves"
+
+
+@pytest.mark.parametrize("model", ["first", "first-2024-07-18", "org/first", None, ""])
+def test_a_longer_name_of_the_same_model_is_no_other(caplog: pytest.LogCaptureFixture, model: str | None):
+    (completion,), _ = ask(Server(say(model=model)))
+
+    assert completion.is_ok
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("half \\ud83d of one", "half \ufffd of one"),
+        ("at the end \\uD83D", "at the end \ufffd"),
+        ("the other half \\ude00!", "the other half \ufffd!"),
+        ("\\ud83d\\ud83d\\ude00 whole after half", "\ufffd\U0001f600 whole after half"),
+        ("a backslash \\\\ud83d is text", "a backslash \\ud83d is text"),
+    ],
+)
+def test_half_a_surrogate_pair_costs_one_character_and_no_answer(content: str, text: str):
+    (completion,), engine = ask(Server(web.Response(body=write_raw(content), content_type="application/json")))
+
+    assert completion.texts == (text,)
+    assert engine.usage.errors == 0
+    assert completion.texts[0].encode()
+
+
+@given(st.text(max_size=20), st.sampled_from(["", "\\ud83d", "\\udc00x", "\\uDBFF\\u0041"]))
+def test_whatever_stands_around_half_a_pair_is_kept(before: str, half: str):
+    completion = read_completion(write_raw(json.dumps(before)[1:-1] + half + "end"), 0.1)
+
+    assert completion.texts[0].startswith(before)
+    assert completion.texts[0].endswith("end")
+
+
+def test_an_error_told_with_status_200_is_tried_again():
+    told = web.json_response({"error": {"message": "the engine is restarting", "code": 500}})
+
+    (completion,), engine = ask(Server(told, say("now")), patience_s=5.0)
+
+    assert completion.texts == ("now",)
+    assert engine.usage.errors == 1
+
+
+def test_a_clock_that_jumps_disturbs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    jumps = iter([1e9, 0.0, 4e9, -1e6] * 100_000)
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+
+    async def work() -> tuple[EndpointEngine, float]:
+        server = Server(fail(429, **{"Retry-After": "0.01"}), fail(500, **{"Retry-After": "0.01"}), say())
+        journal = Journal(tmp_path)
+        started = time.perf_counter()
+        async with serve(server) as url, EndpointEngine(url, concurrency=2, patience_s=5.0, hedge_s=4.0) as engine:
+            runner = Runner(engine, journal, budget=Budget(max_time_s=60.0))
+            requests = [Request([{"role": "user", "content": str(number)}]) for number in range(20)]
+            calls = (runner.complete(each, CallKey("stage", str(n), "call")) for n, each in enumerate(requests))
+            completions = await asyncio.gather(*calls)
+        journal.close()
+        assert all(completion.is_ok and 0 <= completion.seconds < 5 for completion in completions)
+        return engine, time.perf_counter() - started
+
+    engine, seconds = asyncio.run(work())
+
+    assert seconds < 5
+    assert (engine.usage.answers, engine.usage.errors, engine.usage.hedged) == (20, 2, 0)
+
+
+METRICS = """# HELP vllm:prefix_cache_queries_total Prefix cache queries, in terms of number of queried tokens.
+# TYPE vllm:prefix_cache_queries_total counter
+vllm:prefix_cache_queries_total{engine="0",model_name="first"} 1000.0
+vllm:prefix_cache_queries_total{engine="1",model_name="first"} 500.0
+# TYPE vllm:prefix_cache_hits_total counter
+vllm:prefix_cache_hits_total{engine="0",model_name="first"} 600.0
+vllm:prefix_cache_hits_total{engine="1",model_name="first"} 1.5e+02
+vllm:prefix_cache_hits_created{engine="0"} 1.7e+09
+"""
+
+
+def read_cache(metrics: web.Response) -> tuple[tuple[int, int] | None, list[str]]:
+    """Serve a page at /metrics and return what the engine reads of it, with the paths it asked for."""
+    paths: list[str] = []
+    answering = Server(say())
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        paths.append(request.path)
+        return _copy(metrics) if request.path == "/metrics" else await answering(request)
+
+    async def work() -> tuple[int, int] | None:
+        async with serve(handle) as url, EndpointEngine(url) as engine:
+            return await engine.read_prefix_cache()
+
+    return asyncio.run(work()), paths
+
+
+def test_the_prefix_cache_is_read_from_the_servers_metrics():
+    found, paths = read_cache(web.Response(text=METRICS))
+
+    assert found == (750, 1500)
+    assert paths == ["/v1/models", "/metrics"]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        web.Response(status=404),
+        web.Response(text="<html>hello</html>"),
+        web.Response(text=""),
+        web.Response(text="vllm:prefix_cache_queries_total 5\n"),
+        web.Response(body=b"\xff\xfe\x00"),
+    ],
+    ids=["404", "html", "empty", "half", "bytes"],
+)
+def test_a_server_without_such_metrics_has_no_known_prefix_cache(page: web.Response):
+    assert read_cache(page)[0] is None
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "inf",
+        "Wed, 21 Oct 2015 07:28:00 GMT",
+        pytest.param("nan", marks=pytest.mark.xfail(strict=True, reason="max(0.0, nan) is 0.0: no wait at all")),
+    ],
+)
+def test_a_wait_that_is_no_number_does_not_make_us_storm_the_server(wait: str):
+    server = Server(fail(429, **{"Retry-After": wait}))
+
+    (completion,), _ = ask(server, patience_s=0.4)
+
+    assert completion.down is not None
+    assert len(server.bodies) < 10

@@ -230,3 +230,40 @@ def test_a_bound_that_grows_lets_waiters_in():
         await asyncio.gather(*tasks)
 
     run(work)
+
+
+def test_who_comes_again_goes_before_those_who_come_first():
+    async def work() -> None:
+        limit, order = AdaptiveLimit(1), []
+        await limit.enter()
+
+        async def enter(name: str, *, is_again: bool) -> None:
+            await limit.enter(is_again=is_again)
+            order.append(name)
+            limit.leave()
+
+        tasks = [asyncio.create_task(enter(f"new {n}", is_again=False)) for n in range(3)]
+        await settle()
+        tasks.append(asyncio.create_task(enter("again", is_again=True)))
+        await settle()
+        limit.leave()
+        await asyncio.gather(*tasks)
+
+        assert order == ["again", "new 0", "new 1", "new 2"]
+        assert limit.in_flight == 0
+
+    run(work)
+
+
+def test_there_is_room_only_while_nobody_waits():
+    async def work() -> None:
+        limit, until = AdaptiveLimit(2), asyncio.Event()
+        assert limit.has_room
+        tasks = [asyncio.create_task(hold(limit, until)) for _ in range(3)]
+        await settle()
+        assert not limit.has_room
+        until.set()
+        await asyncio.gather(*tasks)
+        assert limit.has_room
+
+    run(work)
