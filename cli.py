@@ -52,7 +52,7 @@ MaxTimeOption = Annotated[str | None, typer.Option(help="Time to take at the mos
 PriceInOption = Annotated[float | None, typer.Option(help="Dollars a million prompt tokens. Default: LiteLLM's map.")]
 PriceOutOption = Annotated[float | None, typer.Option(help="Dollars a million completion tokens.")]
 RayOption = Annotated[
-    str | None, typer.Option("--ray", help="Spread calls over a Ray cluster: its address, auto, or nothing to start one here.")
+    str | None, typer.Option("--ray", help="Spread calls over Ray: a cluster's address, auto, or nothing to start one.")
 ]
 ParallelOption = Annotated[int | None, typer.Option(min=1, help="Copies of a vllm: model, spread over the GPUs.")]
 SeedsOption = Annotated[bool | None, typer.Option("--seeds/--no-seeds", help="Send every call its own seed.")]

@@ -6,6 +6,7 @@ measured by program and scaled by what drives each program: profiles, agents and
 
 import math
 import random
+import statistics
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -29,7 +30,7 @@ from matrix_dspy.errors import MatrixError, RunError, boundary
 from matrix_dspy.loading import load_program
 from matrix_dspy.population import agents as population
 from matrix_dspy.population.reading import read_profiles
-from matrix_dspy.report.estimate import Estimate, Forecast, Load, describe_estimate, is_rehearsal, tell_estimate
+from matrix_dspy.report.estimate import Estimate, Forecast, Load, is_rehearsal, tell_estimate
 from matrix_dspy.simulation import communication as simulation
 from matrix_dspy.simulation.grouping import count_groups
 from matrix_dspy.simulation.society import form_groups
@@ -111,6 +112,8 @@ class Measured:
     n_candidates: int
     """Candidates the scenarios held, asked or not."""
     n_duplicates: int
+    action_length: float
+    """Mean length of an action, in characters."""
     is_rehearsed: bool
     is_quiet: bool
     """Whether it ended because nobody had anything left to do."""
@@ -140,12 +143,13 @@ async def estimate_run(
     *,
     tokens_per_second: float | None = None,
     from_run: Path | None = None,
+    sample_calls: int = SAMPLE_CALLS,
 ) -> Estimate:
     """Estimate what a run of `config` takes.
 
-    Without `from_run` a sample is rehearsed in a temporary folder, which is gone afterwards; with it, the journal of
-    that finished run says what a call takes. Money follows from `operation.price_in` and `price_out`, else from
-    LiteLLM's price map.
+    Without `from_run` a sample of about `sample_calls` calls is rehearsed in a temporary folder, which is gone
+    afterwards; with it, that finished run's journal says what a call takes. Money follows from `operation.price_in`
+    and `price_out`, else from LiteLLM's price map.
 
     Raises:
         RunError: `from_run` holds no finished run of the same command.
@@ -156,26 +160,14 @@ async def estimate_run(
     if from_run is not None:
         measured = _read_other(from_run, command)
     else:
-        sample = shrink_config(config, command, n_profiles)
+        sample = shrink_config(config, command, n_profiles, sample_calls)
+        measured = await _rehearse(sample, command)
         if sample.population.n_agents < n_profiles:
             census = await _take_census(config, n_profiles)
-        measured = await _rehearse(sample, command)
     forecast = scale_run(measured, config, n_profiles, census)
     return tell_estimate(
         forecast, config, command, price=pipeline.choose_price(config), tokens_per_second=tokens_per_second
     )
-
-
-async def plan_lines(
-    config: Config,
-    command: Command = "generate",
-    *,
-    tokens_per_second: float | None = None,
-    from_run: Path | None = None,
-) -> list[str]:
-    """Return the lines of an estimate as the command line shows them."""
-    made = await estimate_run(config, command, tokens_per_second=tokens_per_second, from_run=from_run)
-    return describe_estimate(made)
 
 
 # --- a sample -----------------------------------------------------------------------------------------------------
@@ -196,7 +188,10 @@ async def _take_census(config: Config, n_profiles: int) -> Census:
     profiles = _draw_profiles(config, min(CENSUS, n_profiles))
     progress = Progress()
     async with build_engine(_rehearsed(config.lm.main)) as engine:
-        runner = Runner(engine, None, config.seed, progress=progress)
+        is_structured = config.lm.structured == "on"
+        runner = Runner(
+            engine, seed=config.seed, progress=progress, structured=is_structured, longest_text=config.lm.longest_text
+        )
         people = await population.build_population(profiles, config, runner)
     part = _take_share(config, len(profiles) / n_profiles, len(profiles))
     groups = form_groups(people.agents, part, _fit_embedder(people, config))
@@ -224,9 +219,9 @@ def _draw_profiles(config: Config, n: int) -> list[Profile]:
     return sorted(drawn, key=lambda profile: profile.profile_id)
 
 
-def shrink_config(config: Config, command: Command, n_profiles: int) -> Config:
+def shrink_config(config: Config, command: Command, n_profiles: int, sample_calls: int = SAMPLE_CALLS) -> Config:
     """Return the config of a sample: fewer agents and rows by one factor, and if need be fewer rounds."""
-    agents, rounds = _choose_shares(config, command, n_profiles)
+    agents, rounds = _choose_shares(config, command, n_profiles, sample_calls)
     n_agents = max(1, round(n_profiles * agents))
     share = n_agents / n_profiles * rounds
     small = _take_share(config, n_agents / n_profiles, n_agents)
@@ -253,26 +248,26 @@ def _take_share(config: Config, share: float, n_agents: int) -> Config:
     return config.model_copy(update={"simulation": config.simulation.model_copy(update={"n_groups": n_groups})})
 
 
-def _choose_shares(config: Config, command: Command, n_profiles: int) -> tuple[float, float]:
-    """Return the shares of agents and of rounds that fit into `SAMPLE_CALLS`."""
+def _choose_shares(config: Config, command: Command, n_profiles: int, sample_calls: int) -> tuple[float, float]:
+    """Return the shares of agents and of rounds that fit into so many calls."""
     made = config.simulation
     n_groups = count_groups(n_profiles, made.n_groups, made.max_group_size)
     n_rows = config.n if command == "generate" else 0
     wanted = _count_wanted(config, command, Size(config.n, n_profiles, n_profiles, n_groups))
     n_rounds = (wanted / n_groups + 1) * made.rounds_per_scenario
     once, living = 4 * n_profiles, CALLS_A_TURN[made.communication] * n_profiles * n_rounds + 2 * n_rows
-    agents = min(1.0, max(SAMPLE_CALLS / (once + living), LEAST_AGENTS / n_profiles))
-    rounds = min(1.0, max(SAMPLE_CALLS / agents - once, 0.0) / living)
+    agents = min(1.0, max(sample_calls / (once + living), LEAST_AGENTS / n_profiles))
+    rounds = min(1.0, max(sample_calls / agents - once, 0.0) / living)
     return agents, max(rounds, min(1.0, LEAST_ROUNDS / n_rounds))
 
 
 def _rehearsed(lm: str) -> str:
     """Return the rehearsal that stands in for a model: of a rehearsal, what is left without the dials of the wire."""
     if not is_rehearsal(lm):
-        return "rehearsal" if lm else ""
+        return MODEL
     dials = Dials.from_spec(lm)
     kept = ("malformed", "truncated", "refusal", "skill", "seed")
-    return "rehearsal?" + "&".join(f"{name}={getattr(dials, name)}" for name in kept)
+    return f"{MODEL}?" + "&".join(f"{name}={getattr(dials, name)}" for name in kept)
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
@@ -288,7 +283,7 @@ def measure_run(path: Path, name: str = "", seconds: float = 0.0) -> Measured:
     model = read_run(path)["identity"]["models"].get("main", "")
     calls = _read_calls(path / "journal")
     try:
-        tables = {noun: read_run_table(path, noun) for noun in ("agents", "groups", "scenarios", "rejected")}
+        tables = {noun: read_run_table(path, noun) for noun in ("agents", "groups", "events", "scenarios", "rejected")}
         state = orjson.loads((path / "state.json").read_bytes())
     except (MatrixError, OSError, orjson.JSONDecodeError) as error:
         raise RunError(f"{str(path)!r} holds no finished run to measure ({error}); finish it first") from error
@@ -306,6 +301,7 @@ def measure_run(path: Path, name: str = "", seconds: float = 0.0) -> Measured:
         last_closed=max(scenarios["closed_round"].to_list(), default=0),
         n_candidates=int(scenarios["agent_ids"].list.len().sum()),
         n_duplicates=n_duplicates,
+        action_length=statistics.fmean(tables["events"]["action"].str.len_chars().to_list() or [0]),
         is_rehearsed=model == MODEL,
         is_quiet=state.get("reason") == pipeline.QUIET,
         name=name,
@@ -321,6 +317,8 @@ def _read_other(path: Path, command: Command) -> Measured:
         )
     if not measured.n_scenarios or not measured.size.n_groups or (command == "generate" and not measured.n_kept):
         raise RunError(f"the run in {str(path)!r} has kept nothing to measure by; take another one")
+    if measured.size.n_profiles < measured.size.n_agents:
+        raise RunError(f"the run in {str(path)!r} replayed calls of another run; estimate from that one")
     return measured
 
 
@@ -395,7 +393,8 @@ def _lay_out(measured: Measured, config: Config, n_profiles: int, census: Census
     size = Size(config.n, n_profiles, n_agents, n_groups)
     wanted = {_count_wanted(each, measured.command, size) for each in (measured.config, config)}
     sizes = census.group_sizes if census else measured.group_sizes
-    return Target(config, size, sizes, sum(sizes) == n_agents, measured.size == size and len(wanted) == 1)
+    is_exact = sum(sizes) == n_agents and (is_rehearsal(config.lm.main) or bool(measured.name))
+    return Target(config, size, sizes, is_exact, measured.size == size and len(wanted) == 1)
 
 
 def _doubt(target: Target, n_rounds: float) -> float:
@@ -511,7 +510,7 @@ def _scale_population(
 
 def _scale_simulation(calls: Sequence[Call], measured: Measured, target: Target, steady: range, extent: float) -> Load:
     """Scale by agents or groups, and by rounds: what is cut are the last ones, what is added are steady ones."""
-    ended, tail = measured.last_closed, 1.0 if target.is_whole else TAIL_SHARE
+    ended, tail = measured.last_closed, 1.0 if target.is_whole or measured.is_quiet else TAIL_SHARE
     load, late = Load(), Load()
     for call in calls:
         one = Load(1, call.prompt_tokens, call.completion_tokens, call.seconds)
@@ -530,8 +529,8 @@ def _correct_shortlist(load: Load, measured: Measured, target: Target) -> None:
     to_show = min(target.config.simulation.shortlist, target.size.n_groups - 1)
     if shown < 1 or shown == to_show or not load.calls:
         return
-    action = "x" * 4 * round(load.completion_tokens / load.calls)  # about as long as the router's own answer
-    messages = Prompt.of(load_program("inter_router")).messages({"groups": [], "action": action})
+    inputs = {"groups": [], "action": "x" * round(measured.action_length)}
+    messages = Prompt.of(load_program("inter_router")).messages(inputs)
     listed = max(0.0, load.prompt_tokens - load.calls * count_prompt_tokens(messages))
     load.prompt_tokens += listed * (to_show - shown) / shown
 

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 import matrix_dspy
 from matrix_dspy.engine.spec import build_engine
+from matrix_dspy.errors import EngineError
 from tests_vllm.conftest import build_command, find_port, serving_environment, wait_until_ready
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +125,7 @@ def stories_url(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> 
 def test_another_real_server_is_asked_in_words(stories_url: str, tmp_path: Path):
     writer = matrix_dspy.load_program("responder")
     frame = pl.DataFrame({"instruction": [f"Tell me about a dog called number {number}." for number in range(40)]})
-    engine = build_engine(stories_url, concurrency=8, timeout_s=120.0)
+    engine = build_engine(stories_url, concurrency=8, timeout_s=60.0, patience_s=20.0)
 
     made = matrix_dspy.run_program(writer, frame, lm=engine, out=tmp_path, max_tokens=24)
 
@@ -134,14 +134,13 @@ def test_another_real_server_is_asked_in_words(stories_url: str, tmp_path: Path)
     assert not engine.supports_response_schema
 
 
-def test_an_answer_in_no_form_is_rejected_with_its_text(stories_url: str, tmp_path: Path):
+def test_a_server_that_fails_every_request_stops_the_run_and_fails_no_row(stories_url: str, tmp_path: Path):
+    """It answers 500 to a stop string whose characters its tokenizer does not have."""
     frame = pl.DataFrame({"question": ["How many legs has a dog?"] * 4})
-    engine = build_engine(stories_url, concurrency=4, timeout_s=120.0)
+    engine = build_engine(stories_url, concurrency=4, timeout_s=60.0, patience_s=5.0)
 
-    started = time.monotonic()
-    made = matrix_dspy.run_program(dspy.Predict("question -> legs: int"), frame, lm=engine, out=tmp_path, max_tokens=16)
+    with pytest.raises(EngineError, match="answers 500"):
+        matrix_dspy.run_program(dspy.Predict("question -> legs: int"), frame, lm=engine, out=tmp_path, max_tokens=16)
 
-    assert made["legs"].null_count() == 4
-    rejected = pl.read_parquet(tmp_path / "rejected.parquet")
-    assert rejected["raw_text"].str.len_chars().min() > 0  # pyright: ignore[reportOperatorIssue]
-    assert time.monotonic() - started < 300
+    assert not (tmp_path / "output.parquet").exists()
+    assert (tmp_path / "journal" / "main.jsonl").read_bytes() == b""

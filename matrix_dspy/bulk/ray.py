@@ -102,6 +102,7 @@ class _Hello:
     node: str
     model: str = ""
     supports_response_schema: bool = False
+    prefers_schema: bool = False
     supports_n: bool = False
     failure: tuple[str, str] | None = None
     """Class of our own error, and its words."""
@@ -134,8 +135,8 @@ class _Worker:
         except MatrixError as error:
             return _Hello(self._life, os.getpid(), node, failure=(type(error).__name__, str(error)))
         engine = self._engine
-        schema, n = engine.supports_response_schema, getattr(engine, "supports_n", False)
-        return _Hello(self._life, os.getpid(), node, engine.model, schema, n)
+        abilities = engine.supports_response_schema, engine.prefers_schema, engine.supports_n
+        return _Hello(self._life, os.getpid(), node, engine.model, *abilities)
 
     async def exchange(self, visit: int, packed: bytes, place: _Place | None, waits: bool) -> bytes:
         """Take calls in, and give out what is finished; with `waits`, not before something is.
@@ -254,6 +255,7 @@ class RayEngine(Engine):
     def __init__(self, spec: str, *, address: str = "", n_workers: int | None = None, **limits: Any) -> None:
         build_engine(spec, **limits)  # a spec that will not do is known before anything is started
         super().__init__(**limits)
+        self._prefers_schema = False
         if n_workers is not None and n_workers < 1:
             raise errors.ConfigError(f"a run on Ray needs at least 1 worker, not {n_workers}")
         self.spec = spec.strip()
@@ -308,6 +310,11 @@ class RayEngine(Engine):
             await self.close()
             raise
         self._spawn(self._watch_head())
+
+    @property
+    def prefers_schema(self) -> bool:
+        """As the workers' engines say."""
+        return self._prefers_schema
 
     async def close(self) -> None:
         """End the workers, and Ray itself if this engine started or joined it."""
@@ -644,6 +651,7 @@ class RayEngine(Engine):
         self.model = models[0]
         self.supports_response_schema = all(hello.supports_response_schema for hello in hellos)
         self.supports_n = all(hello.supports_n for hello in hellos)
+        self._prefers_schema = all(hello.prefers_schema for hello in hellos)
         for seat, hello in zip(self._seats, hellos, strict=True):
             self._seat(seat, hello)
 

@@ -7,6 +7,7 @@ instead of its rows failing.
 """
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Sequence
@@ -28,6 +29,10 @@ RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 OVERLOAD_STATUS = frozenset({429, 503, 529})
 MOST_FAILURES = 6
 """Failures of one request, other than being told to come later, after which it fails if others are answered."""
+SAID_AFTER = 24
+"""Failures in a row that are worth a line."""
+
+log = logging.getLogger("matrix_dspy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +181,7 @@ class Engine:
         self.circuit = Circuit(self.probe, patience_s)
         self.usage = Usage()
         self._last_answer = 0.0
+        self._n_failed_in_a_row = 0
         self._jitter = random.Random()
 
     async def __aenter__(self) -> Self:
@@ -271,11 +277,15 @@ class Engine:
         usage.prompt_tokens += completion.prompt_tokens
         usage.completion_tokens += completion.completion_tokens
         self._last_answer = time.perf_counter()
+        self._n_failed_in_a_row = 0
         self.circuit.answered()
         self.limit.succeeded()
 
     def _note_failure(self, error: TransientError) -> None:
         self.usage.errors += 1
+        self._n_failed_in_a_row += 1
+        if self._n_failed_in_a_row == SAID_AFTER and not error.is_lost:
+            log.warning("%s, %d times without an answer in between; still trying", error, SAID_AFTER)
         if error.is_lost:
             self.circuit.lost(str(error))
         else:

@@ -75,7 +75,11 @@ class _Face:
 
     def __init__(self, home: _Home) -> None:
         self.home = home
-        self.supports_response_schema = home.engine.supports_response_schema
+
+    @property
+    def supports_response_schema(self) -> bool:
+        """Asked anew for every call: an endpoint learns it when it is opened."""
+        return self.home.engine.supports_response_schema
 
     def dump_state(self) -> dict[str, Any]:
         return {}
