@@ -58,6 +58,8 @@ TAIL_SHARE = 0.3
 """How much of what groups did beyond a sample's last closing is counted: in most runs they do less, in many nothing."""
 TAIL_DOUBT, GROUPS_DOUBT = 0.4, 0.5
 """Rounds that this may be off by, and that groups of other sizes would need more or less."""
+SHORT_DOUBT = 0.3
+"""Share by which rounds may cost more than the few that a very short run has had."""
 DUPLICATES = ("exact duplicate", "near duplicate")
 
 
@@ -368,7 +370,7 @@ def scale_run(measured: Measured, config: Config, n_profiles: int, census: Censu
     scenarios, extent = _choose_extent(measured, target, steady, forecast.notes)
     forecast.n_rounds = max(1.0, measured.last_closed + extent)
     forecast.n_expected = _expect_rows(measured, target, scenarios, forecast.notes)
-    forecast.doubt = _doubt(target, forecast.n_rounds)
+    forecast.doubt = _doubt(measured, target, extent, forecast.notes)
     for (stage, program), calls in _group_calls(measured.calls).items():
         if stage == population.STAGE:
             load = _scale_population(program, calls, measured, target, census)
@@ -397,11 +399,16 @@ def _lay_out(measured: Measured, config: Config, n_profiles: int, census: Census
     return Target(config, size, sizes, is_exact, measured.size == size and len(wanted) == 1)
 
 
-def _doubt(target: Target, n_rounds: float) -> float:
+def _doubt(measured: Measured, target: Target, extent: float, notes: list[str]) -> float:
     """Return the share by which everything may be off, beside the noise of single programs."""
     if target.is_whole:
         return 0.01
-    return MODEL_DOUBT + (TAIL_DOUBT + (0.0 if target.is_exact else GROUPS_DOUBT)) / n_rounds
+    n_had = measured.last_closed
+    doubt = MODEL_DOUBT + (TAIL_DOUBT + (0.0 if target.is_exact else GROUPS_DOUBT)) / max(1.0, n_had + extent)
+    if extent > n_had / 4 and n_had < LEAST_ROUNDS:
+        notes.append(f"The measured run had only {n_had} rounds; memories and prompts grow in later ones.")
+        doubt += SHORT_DOUBT * min(1.0, extent / max(1, n_had)) * (1 - n_had / LEAST_ROUNDS)
+    return doubt
 
 
 def _time_call(measured: Measured) -> float:
@@ -454,13 +461,13 @@ def _choose_extent(measured: Measured, target: Target, steady: range, notes: lis
     """Return how many scenarios there will be, and how many rounds more or fewer than measured that takes."""
     size, sample, config = target.size, measured.size, target.config
     had = measured.n_scenarios * size.n_groups / max(1, sample.n_groups)
+    wanted = math.ceil(_count_wanted(config, measured.command, size))
+    if measured.is_quiet and wanted >= had:
+        notes.append("The measured society fell quiet before everything wanted was there; so will this one.")
+        return had, 0.0
     if target.is_whole or not measured.last_closed:
         return had, 0.0
     asked = math.ceil(_count_wanted(measured.config, measured.command, sample))
-    wanted = math.ceil(_count_wanted(config, measured.command, size))
-    if measured.is_quiet and wanted >= had:
-        notes.append("The sample's society fell quiet before everything wanted was there; so will the run's.")
-        return had, 0.0
     wanted *= max(1.0, measured.n_scenarios / asked)  # more were needed than planned
     share = size.n_groups / len(target.group_sizes)
     slowness = measured.last_closed / count_rounds(measured.group_sizes, measured.n_scenarios, measured.config)
