@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the user's error, 2 wrong usage, 3 a limit was reached (resumable), 130 interrupted (resumable).
 """
 
+import logging
 import shlex
 import sys
 from pathlib import Path
@@ -25,10 +26,12 @@ app = typer.Typer(
 population = typer.Typer(help="Make and look at profiles.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(population, name="population")
 
-RecipeOption = Annotated[str, typer.Option(help="Recipe: a shipped name (tiny, small, paper) or a TOML file.")]
+RecipeOption = Annotated[
+    str, typer.Option(help="Recipe: a shipped name (tiny, small, paper, plumbing) or a TOML file.")
+]
 LMOption = Annotated[
     str | None,
-    typer.Option("--lm", help="Model: rehearsal, http://host:port/v1[#model], or a LiteLLM name. Default: rehearsal."),
+    typer.Option("--lm", help="Model: rehearsal, http://host:port/v1[#model], vllm:MODEL, or a LiteLLM name."),
 ]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of every choice the library makes.")]
 ConcurrencyOption = Annotated[int | None, typer.Option(min=1, help="Calls in flight at the most.")]
@@ -194,19 +197,22 @@ def retry(
     log: LogOption = "plain",
 ) -> None:
     """Ask again for the rows of a run whose answers could not be used."""
-    from matrix_dspy.bulk.folder import read_config
+    from matrix_dspy.bulk.folder import read_config, read_replay
     from matrix_dspy.config import change_config
     from matrix_dspy.pipeline import mark_retries
 
     command, config = read_config(run)
     n_marked = mark_retries(run)
     if not n_marked:
-        typer.echo(f"no row of {run} failed; what filters dropped is not asked for again")
+        typer.echo(
+            f"no row of the data set of {run} failed; what filters dropped is not asked for again, nor a simulation"
+        )
         return
-    typer.echo(f"{n_marked:,} failed rows are asked for again", err=True)
+    _set_up_log(log)
+    _tell(f"{n_marked:,} failed rows are asked for again; those that succeed take the places their rank gives them")
     changes = {"lm.main": lm, "population.profiles": profiles, "operation.concurrency": concurrency}
     config = change_config(config, {key: value for key, value in changes.items() if value is not None})
-    _work(command, config, run, (), quiet, log)
+    _work(command, config, run, read_replay(run), quiet, log)
 
 
 @app.command()
@@ -308,7 +314,10 @@ def main() -> None:
     try:
         app(_fill_in_ray(sys.argv[1:]))
     except MatrixError as error:
-        typer.echo(f"error: {error}", err=True)
+        if logging.getLogger("matrix_dspy").handlers:
+            logging.getLogger("matrix_dspy").error("error: %s", error)
+        else:
+            typer.echo(f"error: {error}", err=True)
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()
@@ -399,8 +408,9 @@ def _run(
 
     path = out or pipeline.default_folder(config, command)
     path = pipeline.start_fresh(path) if fresh else path
+    _set_up_log(log)
     if config.lm.main.partition("?")[0] == "rehearsal":
-        typer.echo("model: rehearsal, a rule-based stand-in; its rows show the form of the data only", err=True)
+        _tell("model: rehearsal, a rule-based stand-in; its rows show the form of the data only")
     _work(command, config, path, tuple(replay or ()), quiet, log)
 
 
@@ -410,12 +420,11 @@ def _work(command: str, config: "Config", path: Path, replay: tuple[Path, ...], 
     from matrix_dspy.bulk.program import run_async
     from matrix_dspy.bulk.progress import Progress
 
-    _set_up_log(log)
     try:
         work = getattr(pipeline, command)(config, path, progress=Progress(), replay=replay, is_quiet=quiet)
         result = run_async(work)
     except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted; nothing is lost, go on with:\n  {_resume_command(path)}", err=True)
+        _tell(f"interrupted; nothing is lost, go on with:\n  {_resume_command(path)}")
         raise typer.Exit(130) from None
     _say_result(command, config, result)
     if not result.is_complete:
@@ -435,6 +444,11 @@ def _estimate(
         typer.echo(line)
     path = write_estimate(made, out or pipeline.default_folder(config, command))
     typer.echo(f"\nkept for the run's card: {path}")
+
+
+def _tell(words: str) -> None:
+    """Say something beside the result, in the form of the log."""
+    logging.getLogger("matrix_dspy").warning(words)
 
 
 def _set_up_log(form: str) -> None:
@@ -480,12 +494,12 @@ def _say_result(command: str, config: "Config", result: "Result") -> None:
         typer.echo(f"data set: {result.path}/dataset/{kind}.parquet and .jsonl")
     typer.echo(f"card:     {result.path}/README.md")
     if not result.is_complete:
-        typer.echo(f"{result.n_wanted - result.n_kept:,} {unit} are missing: {result.reason}", err=True)
+        _tell(f"{result.n_wanted - result.n_kept:,} {unit} are missing: {result.reason}")
         if result.is_limited:
-            typer.echo(f"go on with:\n  {_resume_command(result.path)}", err=True)
+            _tell(f"go on with:\n  {_resume_command(result.path)}")
         else:
             again = f"--from {shlex.quote(str(result.path))} --out NEW-FOLDER"
-            typer.echo(f"with other settings, add {again} and pay only for what is new", err=True)
+            _tell(f"with other settings, add {again} and pay only for what is new")
         return
     typer.echo(f"next:     {_program()} show {shlex.quote(str(result.path))}")
 
@@ -493,7 +507,9 @@ def _say_result(command: str, config: "Config", result: "Result") -> None:
 def _resume_command(path: Path) -> str:
     """Return the command that goes on with this run: the same one, in the same folder."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--fresh"]
-    if not any(argument == "--out" or argument.startswith("--out=") for argument in arguments):
+    if arguments[0] != "retry" and not any(
+        argument == "--out" or argument.startswith("--out=") for argument in arguments
+    ):
         arguments += ["--out", str(path)]
     return f"{_program()} {shlex.join(arguments)}"
 

@@ -33,11 +33,13 @@ from matrix_dspy.errors import ConfigError, LimitError, RunError, TableError
 from matrix_dspy.population.agents import Population, build_population
 from matrix_dspy.population.reading import read_profiles
 from matrix_dspy.report.card import Figures, write_card
-from matrix_dspy.report.estimate import read_estimate
+from matrix_dspy.report.estimate import FILE as ESTIMATE_FILE
+from matrix_dspy.report.estimate import Estimate, read_estimate
 from matrix_dspy.report.prices import Price, find_price
 from matrix_dspy.simulation.society import Closed, Society, form_groups
 from matrix_dspy.synthesis.flow import Flow, build_candidates, make_response_id
 from matrix_dspy.synthesis.retrieval import Retriever
+from matrix_dspy.text import hide_secrets
 from matrix_dspy.types import Group, Profile, Rejected
 
 SHIPPED_PROFILES = Path(__file__).parent / "data" / "profiles" / "composed.jsonl"
@@ -91,7 +93,12 @@ def default_folder(config: Config, command: str) -> Path:
 def start_fresh(path: Path) -> Path:
     """Return `path` if it is free, else the first free `path-2`, `path-3`, ...; nothing is ever deleted."""
     candidates = (path.with_name(f"{path.name}-{number}") for number in range(2, 10_000))
-    return path if not path.exists() else next(other for other in candidates if not other.exists())
+    return path if _is_free(path) else next(other for other in candidates if _is_free(other))
+
+
+def _is_free(path: Path) -> bool:
+    """Whether there is no run in a folder; an estimate may be there already."""
+    return not path.exists() or {entry.name for entry in path.iterdir()} <= {ESTIMATE_FILE}
 
 
 async def generate(
@@ -120,7 +127,8 @@ async def _run(
 ) -> Result:
     _check_embedder(config)
     profiles, bad = _load_profiles(config)
-    budget = _build_budget(config)
+    _build_budget(config)  # refuses what cannot be held before anything is opened
+    estimate = read_estimate(path)
     engine = _build_engine(config)
     async with engine, open_trace(config.operation.trace_share) as trace:
         has_schemas = sends_schemas(engine, config.lm.structured)
@@ -131,6 +139,7 @@ async def _run(
             if _is_finished(folder, config, kind):
                 return Result(path, config.n, config.n, "complete", was_finished=True)
             engine.journal_into(path / "journal", keep_prompts=config.operation.keep_prompts)
+            budget = _build_budget(config)
             runner = Runner(
                 engine, folder.journal, config.seed, progress, budget,
                 structured=has_schemas, longest_text=config.lm.longest_text, trace=trace,
@@ -150,7 +159,7 @@ async def _run(
             reason = "complete" if n_kept >= config.n else job.made.stop_reason or QUIET
             seconds = time.monotonic() - started
             cache = _subtract(await engine.read_prefix_cache(), cache_before)
-            figures = _measure(job, engine, path, reason, began, seconds, n_kept, cache)
+            figures = _measure(job, engine, path, reason, began, seconds, n_kept, cache, estimate)
             write_card(folder, figures, command)
             folder.write_state({"reason": reason, "n": config.n, "kept": n_kept})
             return Result(path, n_kept, config.n, reason, is_limited=job.made.is_limited)
@@ -342,7 +351,9 @@ def _build_budget(config: Config) -> Budget:
     price = choose_price(config)
     is_free = config.lm.main.partition("?")[0] == "rehearsal"
     if operation.max_cost is not None and price is None and not is_free:
-        raise ConfigError(f"no price is known for {config.lm.main!r}; give --price-in and --price-out with --max-cost")
+        raise ConfigError(
+            f"no price is known for {hide_secrets(config.lm.main)!r}; give --price-in and --price-out with --max-cost"
+        )
     return Budget(operation.max_calls, operation.max_tokens, operation.max_cost, operation.max_time_s, price)
 
 
@@ -357,6 +368,8 @@ def choose_price(config: Config) -> Price | None:
 def mark_retries(path: Path) -> int:
     """Mark the failed rows of the run in folder `path` to be asked for anew; returns how many there are.
 
+    When an earlier retry was interrupted, its marks stand and no others are made.
+
     Rows fail when a model's answer could not be used or the server refused the request; rows that a filter dropped
     did not fail. From synthesis on only: what happened in a simulation has had its consequences.
 
@@ -366,6 +379,10 @@ def mark_retries(path: Path) -> int:
     command, config = read_config(path)
     if command != "generate":
         raise RunError(f"{str(path)!r} holds a simulation; retry is for rows of a data set, from synthesis on")
+    folder = RunFolder(path)
+    retries = folder.read_retries()
+    if retries and not folder.read_state():
+        return sum(map(len, retries.values()))
     failed = read_run_table(path, "rejected").filter(pl.col("reason").is_in(sorted(FAILED)))
     written = failed.filter(pl.col("noun") == "instruction")["id"].to_list()
     responses = set(failed.filter(pl.col("noun") == "response")["id"].to_list())
@@ -373,8 +390,6 @@ def mark_retries(path: Path) -> int:
     unanswered = [each for each in asked if make_response_id(each, config.seed) in responses]
     lock = take_lock(path)
     try:
-        folder = RunFolder(path)
-        retries = folder.read_retries()
         for program, ids in (("instruction_writer", written), ("responder", unanswered)):
             own = retries.setdefault(program, {})
             own.update({each: own.get(each, 0) + 1 for each in ids})
@@ -423,8 +438,9 @@ def _measure(
     seconds: float,
     n_kept: int,
     prefix_cache: tuple[int, int] | None,
+    estimate: Estimate | None,
 ) -> Figures:
-    made, progress = job.made, job.runner.progress
+    made, progress, price = job.made, job.runner.progress, job.runner.budget.price
     population = made.population
     rows = made.flow.rows if made.flow else []
     rejected = [*made.rejected, *(population.rejected if population else [])]
@@ -444,11 +460,11 @@ def _measure(
         completion_tokens=progress.completion_tokens,
         cached_tokens=progress.cached_tokens,
         prefix_cache=prefix_cache,
-        cost=job.runner.budget.cost,
+        total_cost=price.cost(progress.prompt_tokens, progress.completion_tokens) if price else None,
         tallies=progress.by_program,
         usage=engine.usage,
         has_schemas=job.runner.structured,
-        estimate=read_estimate(path),
+        estimate=estimate if estimate is not None and estimate.n == job.config.n else None,
         profiles=population.profiles if population else [],
         n_read=len(made.profiles),
         n_agents=len(population.agents) if population else 0,

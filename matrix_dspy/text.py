@@ -28,6 +28,7 @@ _CONTROL = {code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not
 _REMOVED = dict.fromkeys(_INVISIBLE | _CONTROL)
 _SUSPECT = re.compile("[\ud800-\udfff" + "".join(map(chr, sorted(_REMOVED))) + r"]|\[\[|<\||<<CUSTOM|\n{4}")
 """Anything `clean_text` might change; most texts hold none of it."""
+_SECRET = re.compile(r"(?:^|[_-])(?:api_?key|key|token|secret|password|passwd|pwd|auth)$", re.IGNORECASE)
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 # Lengths are bounded by what addresses allow, so that a long run of letters costs no more than its length.
@@ -94,6 +95,18 @@ def strip_custom_types(text: str) -> str:
     while (shorter := _CUSTOM_TYPE.sub("", text)) != text:
         text = shorter
     return text
+
+
+def hide_secrets(address: str) -> str:
+    """Take user names, passwords and keys out of what stands after --lm; everything else stays as it is."""
+    head, mark, rest = address.partition("://")
+    if mark:
+        place, slash, path = rest.partition("/")
+        address = f"{head}://{place.rpartition('@')[2]}{slash}{path}"
+    body, hash_mark, model = address.partition("#")
+    path, question, query = body.partition("?")
+    kept = [part for part in query.split("&") if part and not _SECRET.search(part.partition("=")[0])]
+    return path + (question + "&".join(kept) if kept else "") + hash_mark + model
 
 
 def one_line(text: str) -> str:

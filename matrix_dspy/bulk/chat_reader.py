@@ -33,8 +33,8 @@ class ChatReader:
         """Return the fields as the adapter would; None where the adapter must be asked."""
         sections: list[tuple[str | None, list[str]]] = [(None, [])]
         for line in text.splitlines():
-            if "[[ ##" in line and (found := _HEADER.match(line := line.strip())):
-                rest = line[found.end() :].strip()
+            if "[[ ##" in line and (found := _HEADER.match(bare := line.strip())):
+                rest = bare[found.end() :].strip()
                 sections.append((found[1], [rest] if rest else []))
             else:
                 sections[-1][1].append(line)

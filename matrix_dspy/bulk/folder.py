@@ -6,7 +6,6 @@ change stops with the key's name. One process at a time holds the folder.
 
 import hashlib
 import platform
-import re
 import tomllib
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -20,9 +19,10 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from matrix_dspy import __version__
 from matrix_dspy.bulk.journal import Journal
-from matrix_dspy.bulk.tables import build_frame, read_table, write_jsonl, write_parquet, write_text
+from matrix_dspy.bulk.tables import build_frame, read_table, remove_leftovers, write_jsonl, write_parquet, write_text
 from matrix_dspy.config import Config
 from matrix_dspy.errors import RunError, TableError, boundary
+from matrix_dspy.text import hide_secrets
 from matrix_dspy.types import NOUNS, Example, Row
 
 RETRIES = "retries.json"
@@ -71,8 +71,10 @@ class RunFolder:
                 identity = _build_identity(command, config, models) | {"inputs": inputs or {}}
                 if has_schemas:
                     identity["schemas"] = _drop_none({"longest_text": config.lm.longest_text, "sent": True})
-                folder._compare_or_write(identity, config)
+                folder._compare_or_write(identity, config, replay)
                 folder.run_id = _hash_identity(identity)
+                for place in (path, path / "tables", path / "dataset"):
+                    remove_leftovers(place)
                 places = tuple(_journal_of(other) for other in replay)
                 folder.journal = Journal(path / "journal", replay=places, keep_prompts=config.operation.keep_prompts)
             except BaseException:
@@ -131,7 +133,7 @@ class RunFolder:
         except (OSError, orjson.JSONDecodeError):
             return {}
 
-    def _compare_or_write(self, identity: dict[str, Any], config: Config) -> None:
+    def _compare_or_write(self, identity: dict[str, Any], config: Config, replay: tuple[Path, ...]) -> None:
         path = self.path / "run.toml"
         if path.exists():
             old = _read_run(path)
@@ -143,7 +145,11 @@ class RunFolder:
             "n": config.n,
             "identity": identity,
             "operation": _drop_none(config.operation.model_dump()),
-            "start": {"lm": _hide_secrets(config.lm.main), "profiles": config.population.profiles},
+            "start": {
+                "lm": hide_secrets(config.lm.main),
+                "profiles": config.population.profiles,
+                "replay": [str(other.absolute()) for other in replay],
+            },
             "versions": _list_versions(),
         }
         write_text(tomli_w.dumps(document), path)
@@ -207,12 +213,12 @@ def _build_identity(command: str, config: Config, models: dict[str, str]) -> dic
     parts = config.model_dump(exclude={"n", "operation", "lm"}, mode="json")
     # where a file lies is an address; what it is called goes into ids, what it holds into `inputs`
     parts["population"]["profiles"] = Path(config.population.profiles).name
-    sampling = {name: values.model_dump() for name, values in config.sampling.items()}
+    sampling = {name: config.sampling_of(name).model_dump() for name in config.sampling}
     return _drop_none({"command": command, **parts, "sampling": sampling, "models": models})
 
 
 def read_config(path: Path) -> tuple[str, Config]:
-    """Return the command and the config of the run in a folder, as it was started last.
+    """Return the command and the config of the run in a folder, as it was started last but without its limits.
 
     Raises:
         RunError: there is no run there, or its config can no longer be read.
@@ -220,7 +226,8 @@ def read_config(path: Path) -> tuple[str, Config]:
     run = read_run(path)
     values = {key: value for key, value in run["identity"].items() if key in Config.model_fields}
     start = run.get("start", {})
-    values |= {"n": run["n"], "operation": run["operation"], "lm": {"main": start.get("lm", "rehearsal")}}
+    operation = {key: value for key, value in run["operation"].items() if not key.startswith("max_")}
+    values |= {"n": run["n"], "operation": operation, "lm": {"main": start.get("lm", "rehearsal")}}
     if "schemas" in run["identity"]:
         values["lm"] |= {"structured": "on", "longest_text": run["identity"]["schemas"].get("longest_text")}
     else:
@@ -230,9 +237,9 @@ def read_config(path: Path) -> tuple[str, Config]:
         return run["identity"]["command"], Config.model_validate(values)
 
 
-def _hide_secrets(lm: str) -> str:
-    """Take user names, passwords and tokens out of what was written after --lm."""
-    return re.sub(r"[?&][^?&=]*(?:key|token|secret)[^?&=]*=[^&]*", "", re.sub(r"(?<=://)[^/@]*@", "", lm))
+def read_replay(path: Path) -> tuple[Path, ...]:
+    """Return the other runs whose completions the last start of the run in a folder replayed too."""
+    return tuple(Path(other) for other in read_run(path).get("start", {}).get("replay", []))
 
 
 def _drop_none(value: Any) -> Any:

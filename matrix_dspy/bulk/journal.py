@@ -19,7 +19,7 @@ import orjson
 from matrix_dspy.engine.base import Completion, Request
 from matrix_dspy.errors import RunError, boundary
 
-_LATER_OPTIONS = ("logprobs", "top_k", "min_p", "repetition_penalty", "chat_template_kwargs")
+_LATER_OPTIONS = ("top_k", "min_p", "repetition_penalty", "chat_template_kwargs")
 _START_BITS = 48
 _START_MASK = (1 << _START_BITS) - 1
 
@@ -51,7 +51,10 @@ def hash_request(request: Request, model: str) -> str:
     sampling = request.sampling
     drawn = [sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.stop, sampling.seed, sampling.n]
     packed: list[Any] = [model, request.encoded, drawn, sampling.response_schema]
-    if later := {name: value for name in _LATER_OPTIONS if (value := getattr(sampling, name))}:
+    later = {name: value for name in _LATER_OPTIONS if (value := getattr(sampling, name)) is not None}
+    if sampling.logprobs:
+        later["logprobs"] = sampling.logprobs
+    if later:
         packed.append(later)
     return hashlib.blake2b(orjson.dumps(packed), digest_size=12).hexdigest()
 
@@ -91,14 +94,24 @@ class Journal:
 
     def find(self, key: CallKey, digest: str) -> Completion | None:
         """Return the completion journaled for this very call, if there is one; the latest where there are several."""
+        entry = self._find_entry(key, digest)
+        if entry is None:
+            return None
+        self.n_replayed += 1
+        return _read_completion(entry)
+
+    def holds(self, key: CallKey, digest: str) -> bool:
+        """Whether a completion is journaled for this very call."""
+        return self._find_entry(key, digest) is not None
+
+    def _find_entry(self, key: CallKey, digest: str) -> dict[str, Any] | None:
         if not len(self._index):
             return None
         name = str(key)
         for reader, start, length in self._index.find(name, digest):
             entry = orjson.loads(os.pread(self._readers[reader], length, start))
             if entry["key"] == name and entry["hash"] == digest:
-                self.n_replayed += 1
-                return _read_completion(entry)
+                return entry
         return None
 
     def append(
@@ -167,7 +180,7 @@ class Journal:
 
 
 class _Index:
-    """Where each entry stands: 24 bytes an entry in flat arrays, so that millions fit in memory."""
+    """Where each entry stands: 40 bytes an entry in flat arrays, so that millions fit in memory."""
 
     def __init__(self) -> None:
         self._names, self._starts, self._lengths = array("Q"), array("Q"), array("Q")

@@ -33,14 +33,13 @@ def read_levels(signature: type[dspy.Signature], name: str) -> dict[str, float]:
     return {str(choice): float(choice if is_number else place) for place, choice in enumerate(choices, 1)}
 
 
-def expect_level(
-    levels: Mapping[str, float], tokens: Sequence[Mapping[str, Any]], text: str, name: str
-) -> float | None:
+def expect_level(levels: Mapping[str, float], tokens: Sequence[Mapping[str, Any]], name: str) -> float | None:
     """Return the mean of the levels under the distribution at the place where field `name` was written.
 
     `tokens` are those of `Completion.logprobs`. None where the place cannot be found or its levels have no mass.
     """
-    start = _find_value(text, name)
+    # places are those of the tokens: an emoji split over several of them is longer there than in the text
+    start = _find_value("".join(str(token["token"]) for token in tokens), name)
     if start is None:
         return None
     masses = _read_masses(list(levels), tokens, start)
@@ -61,32 +60,38 @@ def _read_range(field: Any) -> tuple[int, ...]:
 
 
 def _find_value(text: str, name: str) -> int | None:
-    """Return where the value of a field begins, in marker form or as JSON."""
+    """Return where the value of a field begins, in marker form or as JSON; thinking aloud may name it before."""
     word = re.escape(name)
-    found = re.search(rf'\[\[ ## {word} ## \]\]\s*|"{word}"\s*:\s*"?', text)
-    return found.end() if found else None
+    found = list(re.finditer(rf'\[\[ ## {word} ## \]\]\s*|"{word}"\s*:\s*"?', text))
+    return found[-1].end() if found else None
 
 
 def _read_masses(levels: list[str], tokens: Sequence[Mapping[str, Any]], start: int) -> dict[str, float]:
     """Follow the tokens from `start` on and give every alternative's probability to the levels it can still become."""
     masses = dict.fromkeys(levels, 0.0)
     written, weight, offset = "", 1.0, 0
+    is_open = False
     for token in tokens:
         word = str(token["token"])
         offset += len(word)
         if offset <= start:
             continue
         for other in token.get("top_logprobs") or [token]:
+            if other.get("logprob") is None:
+                continue
             is_taken = str(other["token"]) == word
             reachable = _reach(levels, written, str(other["token"]))
             if len(reachable) > 1 and is_taken:
                 continue  # the next token decides
             for level in reachable:
                 masses[level] += weight * math.exp(float(other["logprob"])) / len(reachable)
-        if len(_reach(levels, written, word)) <= 1:
+        is_open = len(_reach(levels, written, word)) > 1
+        if not is_open:
             break
         weight *= math.exp(float(token["logprob"]))
         written = (written + word).lstrip(_WRAPPING)
+    if is_open and written in masses:  # the answer ended there
+        masses[written] += weight
     return masses
 
 
@@ -98,6 +103,8 @@ def _reach(levels: list[str], written: str, word: str) -> list[str]:
         return levels
     if whole != begun or whole not in levels:
         ended = [level for level in levels if level == whole and whole != begun]
-        return ended or [level for level in levels if level.startswith(begun)]
+        further = ended or [level for level in levels if level.startswith(begun)]
+        # what leads to no longer level (an end mark, say) ends the one that stands there
+        return further or ([written] if written in levels else [])
     longer = [level for level in levels if level.startswith(begun)]
     return longer if len(longer) > 1 else [whole]

@@ -30,7 +30,7 @@ from matrix_dspy.bulk.progress import Progress
 from matrix_dspy.bulk.prompt import Prompt
 from matrix_dspy.bulk.runner import Outcome, Runner
 from matrix_dspy.bulk.streaming import Batch, TableWriter, read_slices, slice_frame, stream_rows
-from matrix_dspy.bulk.tables import build_frame, read_dtype
+from matrix_dspy.bulk.tables import build_frame, read_dtype, remove_leftovers
 from matrix_dspy.config import SamplingConfig
 from matrix_dspy.engine.base import Completion, Engine, Request
 from matrix_dspy.engine.lm import build_lm
@@ -283,6 +283,7 @@ class _Job:
         with boundary(RunError, f"make the folder {str(folder)!r}"):
             folder.mkdir(parents=True, exist_ok=True)
         lock = take_lock(folder)
+        remove_leftovers(folder)
         journal = Journal(folder / "journal")
         tables: list[TableWriter] = []
         try:

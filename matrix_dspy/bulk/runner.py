@@ -7,6 +7,7 @@ that takes no more (`RunError`) raise, and they stop the whole run.
 import asyncio
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +24,9 @@ from matrix_dspy.errors import EngineError, LimitError
 from matrix_dspy.text import clean_value
 
 log = logging.getLogger("matrix_dspy")
+
+_SCHEMA_WORDS = re.compile(r"schema|response_format|grammar|structured|guided|json", re.IGNORECASE)
+"""What a refusal speaks of when it is the schema that is refused, and not this one request."""
 
 Check = Callable[[dict[str, Any]], str | None]
 """Looks at parsed fields and returns what is wrong with them, as a clause a model can act on, or None."""
@@ -78,7 +82,8 @@ class Runner:
     """Sends calls through one engine, replaying what the journal already holds.
 
     With `structured`, programs with typed outputs ask for one JSON object and send its schema; a program whose schema
-    the server refuses goes on in words. `longest_text` bounds every text in such an object, in characters.
+    the server refuses goes on in words, and so does a single call refused for another reason. `longest_text` bounds
+    every text in such an object, in characters.
     """
 
     engine: Engine
@@ -119,10 +124,12 @@ class Runner:
         """
         asked = _Asked(key, sampling, check, scrub, expect, keeps_cut_off, narrow)
         form = self._choose_form(prompt)
+        if form is prompt and id(prompt) in self._in_words and self._is_answered(prompt, inputs, asked, earlier):
+            form = prompt.structured(self.longest_text)
         outcome = await self._call(form, inputs, asked, earlier, n_again)
         if outcome.reason == "refused by server" and form.schema is not None:
             in_words = await self._call(prompt, inputs, asked, earlier, n_again)
-            if in_words.reason != "refused by server":
+            if in_words.reason != "refused by server" and _SCHEMA_WORDS.search(outcome.detail):
                 self._forget_schema(prompt, outcome.detail)
             return in_words
         return outcome
@@ -177,7 +184,8 @@ class Runner:
             self.progress.replayed(key.program, found)
             return found
         if (limit := self.budget.find_limit()) is not None:
-            await self._quiet.wait()  # an error cancels what is in flight, which is paid for already
+            if self.progress.in_flight:
+                await self._quiet.wait()  # an error cancels what is in flight, which is paid for already
             raise LimitError(limit)
         self.budget.n_calls += 1
         self._quiet.clear()
@@ -212,11 +220,9 @@ class Runner:
         self, prompt: Prompt, inputs: Mapping[str, Any], asked: "_Asked", earlier: tuple[Turn, ...], n_again: int
     ) -> Outcome:
         try:
-            messages = prompt.messages(inputs)
+            messages = _build_messages(prompt, inputs, earlier)
         except Exception as error:
             return Outcome(None, "", "bad input", f"the inputs cannot be put into a prompt: {error}")
-        for turn in earlier:
-            messages = prompt.ask_again(messages, turn.answer, turn.problem)
         outcome = read_outcome(prompt, await self._complete(prompt, messages, asked), asked)
         for again in range(1, n_again + 1):
             if outcome.is_ok or prompt.is_plain or outcome.reason == "refused by server":
@@ -227,6 +233,9 @@ class Runner:
         return outcome
 
     async def _complete(self, prompt: Prompt, messages: list[Message], asked: "_Asked", n: int = 1) -> Completion:
+        return await self.complete(self._build_request(prompt, messages, asked, n), asked.key, asked.scrub)
+
+    def _build_request(self, prompt: Prompt, messages: list[Message], asked: "_Asked", n: int = 1) -> Request:
         sampling, schema = asked.sampling, prompt.schema
         if schema is not None and asked.narrow:
             schema = narrow_schema(schema, asked.narrow)
@@ -245,7 +254,20 @@ class Runner:
             sampling.chat_template_kwargs,
             sampling.priority,
         )
-        return await self.complete(Request(messages, drawn), asked.key, asked.scrub)
+        return Request(messages, drawn)
+
+    def _is_answered(
+        self, prompt: Prompt, inputs: Mapping[str, Any], asked: "_Asked", earlier: tuple[Turn, ...]
+    ) -> bool:
+        """Whether a call was answered with a schema before its program's schema was refused, in an earlier start."""
+        if self.journal is None or not len(self.journal):
+            return False
+        form = prompt.structured(self.longest_text)
+        try:
+            request = self._build_request(form, _build_messages(form, inputs, earlier), asked)
+        except Exception:
+            return False
+        return self.journal.holds(asked.key, hash_request(request, self.engine.model))
 
     def _choose_form(self, prompt: Prompt) -> Prompt:
         if not self.structured or id(prompt) in self._in_words:
@@ -263,6 +285,13 @@ class Runner:
         """Return this call's own 31-bit seed, from the run's seed and the key."""
         packed = f"{self.seed}\x1f{key}".encode()
         return int.from_bytes(hashlib.blake2b(packed, digest_size=4).digest(), "big") >> 1
+
+
+def _build_messages(prompt: Prompt, inputs: Mapping[str, Any], earlier: tuple[Turn, ...]) -> list[Message]:
+    messages = prompt.messages(inputs)
+    for turn in earlier:
+        messages = prompt.ask_again(messages, turn.answer, turn.problem)
+    return messages
 
 
 def read_outcome(prompt: Prompt, completion: Completion, asked: "_Asked", number: int = 0) -> Outcome:
@@ -289,4 +318,8 @@ def _read_expected(prompt: Prompt, completion: Completion, asked: "_Asked", numb
     tokens = completion.logprobs[number] if completion.logprobs else None
     if not tokens:
         return None
-    return expect_level(read_levels(prompt.signature, asked.expect), tokens, completion.texts[number], asked.expect)
+    levels = read_levels(prompt.signature, asked.expect)
+    try:
+        return expect_level(levels, tokens, asked.expect)
+    except (TypeError, ValueError, KeyError, AttributeError):  # a server's own idea of log-probabilities
+        return None

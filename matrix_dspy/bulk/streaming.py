@@ -124,7 +124,10 @@ def read_slices(path: Path) -> tuple[pl.DataFrame, Iterator[pl.DataFrame]]:
     if not path.is_file():
         raise TableError(f"no table {str(path)!r}; give the path of a Parquet file")
     with boundary(TableError, f"read the table {str(path)!r}"):
-        file = pq.ParquetFile(path, memory_map=False)
+        try:
+            file = pq.ParquetFile(path, memory_map=False)
+        except pa.ArrowInvalid as error:
+            raise TableError(f"{str(path)!r} is no Parquet file; write one with DataFrame.write_parquet") from error
         empty = _from_arrow(file.schema_arrow.empty_table())
 
     def slices() -> Iterator[pl.DataFrame]:

@@ -75,6 +75,12 @@ def replacing(path: Path):
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process had begun to write; for who holds the folder's lock."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(text: str, path: Path) -> None:
     """Write a text file whole or not at all."""
     with replacing(path) as temporary:

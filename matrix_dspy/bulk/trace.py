@@ -63,7 +63,9 @@ def _build_provider() -> Any:
 
 def _write_span(tracer: Any, key: str, request: Request, completion: Completion) -> None:
     ended = time.time_ns()
-    stage, row_id, _, program, *_ = key.split("/")
+    stage, _, rest = key.partition("/")
+    row_id, _, purpose, *_ = rest.rsplit("/", 4)
+    program = purpose.partition("+")[0].partition("*")[0]
     attributes = {
         "gen_ai.operation.name": "chat",
         "gen_ai.request.temperature": request.sampling.temperature,

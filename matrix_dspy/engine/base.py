@@ -27,8 +27,12 @@ Message = dict[str, Any]
 
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 OVERLOAD_STATUS = frozenset({429, 503, 529})
+GATEWAY_STATUS = frozenset({502, 504})
+"""Statuses of a gateway that reaches no server, or not in time."""
 MOST_FAILURES = 6
 """Failures of one request, other than being told to come later, after which it fails if others are answered."""
+MOST_GATEWAY_FAILURES = 40
+"""The same where a gateway answers: half of its servers may be away for minutes."""
 SAID_AFTER = 24
 """Failures in a row that are worth a line."""
 
@@ -110,6 +114,7 @@ class TransientError(Exception):
         is_overload: bool = False,
         is_lost: bool = False,
         is_timeout: bool = False,
+        is_gateway: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
@@ -120,6 +125,7 @@ class TransientError(Exception):
         """True where nothing answered: the server may be gone."""
         self.may_be_request = is_timeout or not (is_overload or is_lost)
         """True where the request itself may be what the server cannot do."""
+        self.most_failures = MOST_GATEWAY_FAILURES if is_gateway else MOST_FAILURES
 
 
 class RefusedError(Exception):
@@ -221,10 +227,15 @@ class Engine:
         usage.calls += 1
         n_asked = n_failed = n_answers = 0
         while True:
-            if (gone := await self.circuit.wait()) is not None:
-                return Completion(down=gone, seconds=time.perf_counter() - started)
+            if self.circuit.is_open:
+                if (gone := await self.circuit.wait()) is not None:
+                    return Completion(down=gone, seconds=time.perf_counter() - started)
+                self._last_answer = time.perf_counter()  # the server is back: patience begins anew
             try:
                 await self.limit.enter(is_again=n_asked > 0)
+                if self.circuit.is_open:  # it opened while this call stood in line
+                    self.limit.leave()
+                    continue
                 try:
                     usage.attempts += 1
                     completion = await self._attempt(request, n_asked)
@@ -238,7 +249,7 @@ class Engine:
                 if error.may_be_request:
                     n_answers = usage.answers if not n_failed else n_answers
                     n_failed += 1
-                if n_failed >= MOST_FAILURES and usage.answers > n_answers:
+                if n_failed >= error.most_failures and usage.answers > n_answers:
                     # the server answers others: this request is at fault
                     return Completion(error=f"{error}, {n_failed} times", seconds=time.perf_counter() - started)
                 wait = self._choose_wait(error, n_asked)
@@ -270,6 +281,7 @@ class Engine:
         finally:
             for copy in copies:
                 copy.cancel()
+            await asyncio.gather(*copies, return_exceptions=True)  # the loser's failure is nobody's business
 
     def _note_answer(self, completion: Completion) -> None:
         usage = self.usage

@@ -24,7 +24,7 @@ class Circuit:
         self.patience_s = patience_s
         self.n_pauses = 0
         self.given_up: str | None = None
-        """Why waiting ended, once it has."""
+        """Why the last pause ended without the server."""
         self._probe = probe
         self._n_lost = 0
         self._watch: asyncio.Task[None] | None = None
@@ -48,9 +48,10 @@ class Circuit:
             self._watch = asyncio.create_task(self._wait_for_server(words))
 
     async def wait(self) -> str | None:
-        """Return when calls may go out again; the reason when patience has ended instead."""
-        if self._watch is not None:
-            await self._closed.wait()
+        """Return when calls may go out again; the reason when patience ended while this call was held back."""
+        if self._watch is None:
+            return None
+        await self._closed.wait()
         return self.given_up
 
     def stop(self) -> None:

@@ -16,6 +16,7 @@ import orjson
 from yarl import URL
 
 from matrix_dspy.engine.base import (
+    GATEWAY_STATUS,
     OVERLOAD_STATUS,
     RETRIED_STATUS,
     Completion,
@@ -26,6 +27,7 @@ from matrix_dspy.engine.base import (
     TransientError,
 )
 from matrix_dspy.errors import EngineError
+from matrix_dspy.text import hide_secrets
 
 log = logging.getLogger("matrix_dspy")
 
@@ -47,6 +49,8 @@ class EndpointEngine(Engine):
     def __init__(self, url: str, model: str = "", **limits: Any) -> None:
         super().__init__(**limits)
         self.url = url.rstrip("/")
+        self.shown = hide_secrets(self.url)
+        """The address as messages show it."""
         self.model = model
         self._target = URL("")
         self._session: aiohttp.ClientSession | None = None
@@ -115,14 +119,14 @@ class EndpointEngine(Engine):
         assert self._session is not None, "the engine is used inside `async with`"
         try:
             async with self._session.post(self._target, data=body) as reply:
-                content = reply.content
-                raw = content.read_nowait(-1) if content.is_eof() else await asyncio.wait_for(reply.read(), STALL_S)
-                return raw, reply.status, reply.headers.get("Retry-After")
+                return await _read_body(reply), reply.status, reply.headers.get("Retry-After")
+        except aiohttp.ConnectionTimeoutError as error:
+            raise TransientError(f"{self.shown} takes no connections", is_lost=True) from error
         except TimeoutError as error:
             raise TransientError(f"no answer within {self.timeout_s:g} s", is_timeout=True) from error
         except (aiohttp.ClientError, OSError) as error:
             is_lost = not isinstance(error, aiohttp.ClientResponseError | aiohttp.ClientPayloadError)
-            raise TransientError(f"{self.url} does not answer ({_name_failure(error)})", is_lost=is_lost) from error
+            raise TransientError(f"{self.shown} does not answer ({_name_failure(error)})", is_lost=is_lost) from error
 
     def _body(self, request: Request, *, has_limit: bool = True) -> bytes:
         sampling = request.sampling
@@ -150,24 +154,25 @@ class EndpointEngine(Engine):
         is_same = self.model in model or model in self.model
         if not is_same and model not in self._other_models:
             self._other_models.add(model)
-            log.warning("%s answers as model %r, not as %r; check what it serves", self.url, model[:80], self.model)
+            log.warning("%s answers as model %r, not as %r; check what it serves", self.shown, model[:80], self.model)
 
     def _raise_status(self, status: int, raw: bytes, wait: str | None) -> None:
         said = _server_words(raw)
         if status in RETRIED_STATUS or status >= 500:
             raise TransientError(
-                f"{self.url} answers {status}{said}",
+                f"{self.shown} answers {status}{said}",
                 retry_after=_read_seconds(wait),
                 is_overload=status in OVERLOAD_STATUS,
+                is_gateway=status in GATEWAY_STATUS,
             )
         if status in (401, 403):
             raise DownError(
-                f"{self.url} refuses the key ({status}{said}); set the environment variable {API_KEY_VARIABLE}"
+                f"{self.shown} refuses the key ({status}{said}); set the environment variable {API_KEY_VARIABLE}"
             )
         if status == 404:
-            raise DownError(f"{self.url} does not serve model {self.model!r} (404{said}); see {self.url}/models")
+            raise DownError(f"{self.shown} does not serve model {self.model!r} (404{said}); see {self.shown}/models")
         if status < 400 or status == 405:
-            raise DownError(f"{self.url} answers {status}, not as a model server; does the address end in /v1?")
+            raise DownError(f"{self.shown} answers {status}, not as a model server; does the address end in /v1?")
         raise RefusedError(f"the server answers {status}{said}")
 
     async def _choose_model(self) -> str:
@@ -178,26 +183,42 @@ class EndpointEngine(Engine):
             async with self._session.get(self.url + "/models") as reply:
                 raw, status = await reply.read(), reply.status
         except TimeoutError as error:
-            raise EngineError(f"{self.url} accepts connections but does not answer; {hint}") from error
+            raise EngineError(f"{self.shown} accepts connections but does not answer; {hint}") from error
         except aiohttp.InvalidURL as error:
-            raise EngineError(f"{self.url!r} is not an address; write --lm http://host:port/v1") from error
+            raise EngineError(f"{self.shown!r} is not an address; write --lm http://host:port/v1") from error
         except aiohttp.ClientError as error:
-            raise EngineError(f"no server answers at {self.url} ({_name_failure(error)}); {hint}") from error
+            raise EngineError(f"no server answers at {self.shown} ({_name_failure(error)}); {hint}") from error
         if status in (401, 403):
-            raise EngineError(f"{self.url} refuses the key ({status}); set the environment variable {API_KEY_VARIABLE}")
+            raise EngineError(
+                f"{self.shown} refuses the key ({status}); set the environment variable {API_KEY_VARIABLE}"
+            )
         if status in (404, 405, 500, 501) and self.model:  # a server need not list what it serves
             return self.model
         if status != 200:
-            raise EngineError(f"{self.url}/models answers {status}{_server_words(raw)}; does the address end in /v1?")
+            raise EngineError(f"{self.shown}/models answers {status}{_server_words(raw)}; does the address end in /v1?")
         self.supports_response_schema = _read_owner(raw) in SCHEMA_SERVERS
         served = _read_models(raw)
         if served is None:
-            raise EngineError(f"{self.url} answers, but not as a model server ({_first_words(raw)}); {hint}")
+            raise EngineError(f"{self.shown} answers, but not as a model server ({_first_words(raw)}); {hint}")
         if not served:
-            raise EngineError(f"{self.url} serves no model; load one, or name it as {self.url}#model-name")
+            raise EngineError(f"{self.shown} serves no model; load one, or name it as {self.shown}#model-name")
         if self.model and self.model not in served:
-            raise EngineError(f"{self.url} does not serve model {self.model!r}; it serves {', '.join(served[:5])}")
+            raise EngineError(f"{self.shown} does not serve model {self.model!r}; it serves {', '.join(served[:5])}")
         return self.model or served[0]
+
+
+async def _read_body(reply: aiohttp.ClientResponse) -> bytes:
+    """Read an answer to its end; one that stops in the middle is given up long before the whole is."""
+    content = reply.content
+    if content.is_eof():
+        return content.read_nowait(-1)
+    chunks: list[bytes] = []
+    try:
+        while chunk := await asyncio.wait_for(content.readany(), STALL_S):
+            chunks.append(chunk)
+    except TimeoutError as error:
+        raise TransientError(f"the answer stopped in the middle for {STALL_S:g} s", is_timeout=True) from error
+    return b"".join(chunks)
 
 
 def read_completion(raw: bytes, seconds: float) -> Completion:
@@ -268,10 +289,10 @@ def _read_owner(raw: bytes) -> str:
 def _read_seconds(header: str | None) -> float | None:
     """Read `Retry-After`; the date form is not used by model servers and counts as absent."""
     try:
-        seconds = max(0.0, float(header)) if header is not None else None
+        seconds = float(header) if header is not None else None
     except ValueError:
         return None
-    return seconds if seconds is None or math.isfinite(seconds) else None
+    return max(0.0, seconds) if seconds is not None and math.isfinite(seconds) else None
 
 
 def _server_words(raw: bytes) -> str:

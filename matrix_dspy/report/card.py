@@ -47,7 +47,8 @@ class Figures:
     cached_tokens: int
     prefix_cache: tuple[int, int] | None
     """Prompt tokens the server's prefix cache held and was asked for in the last start, where the server says so."""
-    cost: float | None
+    total_cost: float | None
+    """Dollars for all calls, those replayed included; None where no price is known."""
     tallies: Mapping[str, Tally]
     usage: Usage
     has_schemas: bool
@@ -114,7 +115,9 @@ def _compare(figures: Figures) -> list[Comparison]:
     """Set the estimate beside what the run became; empty where none was made."""
     if figures.estimate is None:
         return []
-    return compare_estimate(figures.estimate, figures.tallies, figures.seconds, figures.cost)
+    rows = compare_estimate(figures.estimate, figures.tallies, figures.seconds, figures.total_cost)
+    # the time of earlier starts is not known
+    return [row for row in rows if row.what != "seconds" or not figures.n_replayed]
 
 
 def _list_off(config: Config) -> list[str]:

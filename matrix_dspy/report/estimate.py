@@ -20,6 +20,7 @@ from matrix_dspy.population import agents as population
 from matrix_dspy.report.prices import Price
 from matrix_dspy.simulation import communication as simulation
 from matrix_dspy.synthesis import flow as synthesis
+from matrix_dspy.text import hide_secrets
 
 FILE = "estimate.json"
 
@@ -180,7 +181,7 @@ def tell_estimate(
     seconds, timed = _count_seconds(forecast, config, tokens_per_second)
     return Estimate(
         command=command,
-        model=config.lm.main,
+        model=hide_secrets(config.lm.main),
         n=config.n,
         n_expected=forecast.n_expected,
         stages=stages,
@@ -220,7 +221,7 @@ def _count_money(stages: Sequence[StageEstimate], config: Config, price: Price |
     if price is None and is_rehearsal(config.lm.main):
         return Range(0.0, 0.0, 0.0), "A rehearsal costs nothing."
     if price is None:
-        return None, f"No price is known for {config.lm.main!r}; give --price-in and --price-out."
+        return None, f"No price is known for {hide_secrets(config.lm.main)!r}; give --price-in and --price-out."
     total = _add_up(stages)
     ends = ("low", "expected", "high")
     money = Range(*(price.cost(getattr(total.prompt_tokens, e), getattr(total.completion_tokens, e)) for e in ends))

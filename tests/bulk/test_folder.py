@@ -71,7 +71,7 @@ def test_the_version_of_the_contract_is_one():
         ({"seed": 1}, "seed = 0, not 1"),
         ({"simulation.lookahead": 0}, "simulation.lookahead = 3, not 0"),
         ({"simulation.n_groups": 4}, "simulation.n_groups = None, not 4"),
-        ({"sampling.actor.temperature": 0.1}, "sampling.actor.max_tokens = None, not 1024"),
+        ({"sampling.actor.temperature": 0.1}, "sampling.actor.max_tokens = None, not 384"),
         ({"synthesis.need": "a bank"}, "synthesis.need = '', not 'a bank'"),
         ({"population.columns": {"name": "x"}}, "population.columns.name = None, not 'x'"),
     ],
@@ -123,7 +123,8 @@ def test_operation_and_address_may_change(tmp_path: Path):
     document = read_run(tmp_path / "run")
     assert document["operation"]["concurrency"] == 999
     assert read_run_id(tmp_path / "run") == run_id
-    assert "elsewhere" not in (tmp_path / "run" / "run.toml").read_text("utf-8")
+    assert document["start"]["lm"] == "http://elsewhere:1/v1"
+    assert "elsewhere" not in str(document["identity"])
 
 
 def test_runs_of_different_configs_have_different_ids(tmp_path: Path):
@@ -368,7 +369,6 @@ def test_no_secret_of_an_address_is_written(tmp_path: Path, lm: str, kept: str):
     assert b"hunter2" not in (tmp_path / "run" / "run.toml").read_bytes()
 
 
-@pytest.mark.xfail(strict=True, reason="only what stands before the first @ and small letters are known")
 @pytest.mark.parametrize(
     "lm", ["http://user:p@hunter2@host/v1", "http://host/v1?API_KEY=hunter2", "http://host/v1?password=hunter2"]
 )
@@ -376,7 +376,6 @@ def test_no_secret_in_an_unusual_place_is_written(tmp_path: Path, lm: str):
     assert "hunter2" not in read_start(lm, tmp_path / "run")
 
 
-@pytest.mark.xfail(strict=True, reason="whatever has key or token in its name is taken out, and its question mark too")
 @pytest.mark.parametrize(
     ("lm", "kept"),
     [
@@ -390,7 +389,6 @@ def test_what_is_no_secret_stays_in_the_address(tmp_path: Path, lm: str, kept: s
     assert read_start(lm, tmp_path / "run") == kept
 
 
-@pytest.mark.xfail(strict=True, reason="Estimate.model is what was written after --lm, secrets included")
 def test_no_secret_of_an_address_is_written_into_an_estimate(tmp_path: Path):
     config = load_recipe("tiny", {"lm.main": "http://user:hunter2@host/v1"})
     made = tell_estimate(Forecast("a sample", is_real=False), config, "generate", price=None)
@@ -403,7 +401,7 @@ def test_no_secret_of_an_address_is_written_into_an_estimate(tmp_path: Path):
 CHANGES: list[dict[str, Any]] = [
     {},
     {"n": 7, "seed": 3, "population.columns": {"name": "who"}, "population.profiles": "people/all.jsonl"},
-    {"operation.concurrency": 99, "operation.hedge_s": 2.5, "operation.max_cost": 1.5, "operation.send_seeds": False},
+    {"operation.concurrency": 99, "operation.hedge_s": 2.5, "operation.price_in": 1.5, "operation.send_seeds": False},
     {
         "curation.off": ["length", "near duplicate"],
         "population.privacy_check": False,
@@ -434,7 +432,6 @@ def test_a_runs_schemas_are_read_back(tmp_path: Path):
     assert (config.lm.structured, config.lm.longest_text) == ("on", 80)
 
 
-@pytest.mark.xfail(strict=True, reason="what was not set comes back as set to Sampling's own defaults")
 @pytest.mark.parametrize("program", ["responder", "anonymiser"])
 def test_a_part_of_the_sampling_is_read_back_alone(tmp_path: Path, program: str):
     changes = {f"sampling.{program}.min_p": 0.1}

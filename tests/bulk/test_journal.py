@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from matrix_dspy.bulk import journal as module
 from matrix_dspy.bulk.journal import CallKey, Journal, hash_request
 from matrix_dspy.engine.base import Completion, Request, Sampling
 from matrix_dspy.engine.endpoint import EndpointEngine
@@ -318,3 +320,117 @@ def test_a_closed_journal_holds_no_file_open(tmp_path: Path):
     find_numbers(tmp_path, 1)
 
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def read_index(journal: Journal) -> list[Any]:
+    """Return the flat arrays of a journal's index."""
+    index = journal._index
+    return [index._names, index._starts, index._lengths, index._order, index._sorted]
+
+
+def test_an_index_of_a_hundred_thousand_entries_is_flat(tmp_path: Path):
+    n = 100_000
+    lines = (
+        f'{{"key":"{make_key(number)}","hash":"{DIGEST}","texts":["answer {number}"],"finish":["stop"],'
+        f'"in":3,"out":5,"s":0.25}}\n'
+        for number in range(n)
+    )
+    (tmp_path / "main.jsonl").write_text("".join(lines))
+
+    journal = Journal(tmp_path)
+
+    size = sum(sys.getsizeof(each) if isinstance(each, array) else each.nbytes for each in read_index(journal))
+    assert len(journal) == n
+    assert size <= 48 * n
+    for number in (0, 1, 4321, n - 1):
+        assert journal.find(make_key(number), DIGEST) == answer(f"answer {number}")
+    assert journal.find(make_key(n), DIGEST) is None
+    journal.close()
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["main", "other"])), max_size=12))
+@settings(max_examples=30)
+def test_of_equal_entries_the_latest_of_the_last_segment_counts(
+    tmp_path_factory: pytest.TempPathFactory, written: list[tuple[int, str]]
+):
+    folder = tmp_path_factory.mktemp("equal")
+    latest: dict[str, dict[int, str]] = {"main": {}, "other": {}}
+    for number, (row, writer) in enumerate(written):
+        journal = Journal(folder, writer)
+        journal.append(make_key(row), DIGEST, REQUEST, answer(f"{number}"))
+        journal.close()
+        latest[writer][row] = f"{number}"
+
+    journal = Journal(folder)
+    found = {row: journal.find(make_key(row), DIGEST) for row in range(4)}
+    journal.close()
+
+    expected = latest["main"] | latest["other"]
+    assert {row: completion.texts[0] for row, completion in found.items() if completion is not None} == expected
+
+
+def test_entries_whose_short_names_collide_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_shorten", lambda key, digest: len(key) % 2)
+    write_entries(tmp_path, 30)
+    write_entries(tmp_path, 30, writer="other", text="answer")
+    other = hash_request(REQUEST, "another model")
+
+    assert find_numbers(tmp_path, 40) == list(range(30))
+    journal = Journal(tmp_path)
+    assert journal.find(make_key(3), other) is None
+    journal.close()
+
+
+def test_a_writer_that_is_no_reader_reads_nothing_and_loses_nothing(tmp_path: Path):
+    segment = write_entries(tmp_path, 3)
+    (tmp_path / "broken.jsonl").mkdir()  # would not even open
+
+    journal = Journal(tmp_path, "worker", is_reader=False)
+    journal.append(make_key(3), DIGEST, REQUEST, answer("answer 3"))
+
+    assert (len(journal), journal.find(make_key(0), DIGEST), journal.find(make_key(3), DIGEST)) == (0, None, None)
+    journal.close()
+    (tmp_path / "broken.jsonl").rmdir()
+    assert find_numbers(tmp_path, 5) == [0, 1, 2, 3]
+    assert segment.read_bytes().count(b"\n") == 3
+
+
+def test_what_is_appended_now_is_found_by_the_next_start_only(tmp_path: Path):
+    write_entries(tmp_path, 1)
+    journal = Journal(tmp_path)
+    journal.append(make_key(1), DIGEST, REQUEST, answer("answer 1"))
+
+    assert (len(journal), journal.find(make_key(1), DIGEST)) == (1, None)
+    journal.close()
+    assert find_numbers(tmp_path, 2) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(seed=1, logprobs=5),
+        Sampling(seed=1, top_k=5),
+        Sampling(seed=1, min_p=0.1),
+        Sampling(seed=1, repetition_penalty=1.1),
+        Sampling(seed=1, chat_template_kwargs={"enable_thinking": True}),
+    ],
+)
+def test_the_hash_depends_on_the_options_of_vllm(sampling: Sampling):
+    assert hash_request(Request(REQUEST.messages, sampling), "model") != DIGEST
+
+
+@pytest.mark.parametrize("option", [{"top_k": 0}, {"min_p": 0.0}])
+def test_an_option_of_nought_is_another_than_none(option: dict[str, Any]):
+    assert hash_request(Request(REQUEST.messages, Sampling(seed=1, **option)), "model") != DIGEST
+
+
+def test_the_hash_does_not_depend_on_the_place_in_the_servers_queue():
+    assert hash_request(Request(REQUEST.messages, Sampling(seed=1, priority=-5)), "model") == DIGEST
+
+
+def test_cached_tokens_come_back(tmp_path: Path):
+    journal = Journal(tmp_path)
+    journal.append(make_key(), DIGEST, REQUEST, answer("yes", cached_tokens=2))
+    journal.close()
+
+    assert Journal(tmp_path).find(make_key(), DIGEST) == answer("yes", cached_tokens=2)

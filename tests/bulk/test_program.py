@@ -474,3 +474,106 @@ def test_arguments_of_the_wrong_kind_get_one_clear_sentence():
     for words, arguments, options in wrong:
         with pytest.raises((ConfigError, TableError), match=words):
             run_program(*arguments, **options)
+
+
+class Schemed(Toy):
+    """Answers as JSON where it is sent a schema."""
+
+    supports_response_schema = True
+    supports_n = True
+
+    async def attempt(self, request: Request, n_asked: int) -> Completion:
+        self.asked.append(request)
+        text = '{"loud": "X", "length": 1}'
+        if request.sampling.response_schema is None:
+            text = "[[ ## loud ## ]]\nX\n[[ ## length ## ]]\n1"
+        return Completion((text,) * request.sampling.n, ("stop",) * request.sampling.n, 10, 5)
+
+
+@pytest.mark.parametrize(("structured", "is_sent"), [("auto", True), ("on", True), ("off", False)])
+def test_schemas_are_sent_where_the_server_holds_them_or_when_told(structured: Any, is_sent: bool):
+    engine = Schemed(shout)
+
+    result = run_program(make_shouter(), WORDS, lm=engine, structured=structured)
+
+    assert result["loud"].to_list() == ["X"] * 3
+    assert {request.sampling.response_schema is not None for request in engine.asked} == {is_sent}
+
+
+def test_schemas_are_not_sent_by_default_where_nothing_is_known_of_the_server():
+    engine = Toy(shout)
+
+    run_program(make_shouter(), WORDS, lm=engine)
+
+    assert [request.sampling.response_schema for request in engine.asked] == [None] * 3
+
+
+def test_several_answers_to_a_row_come_from_one_request_and_are_replayed(tmp_path: Path):
+    first, second = Schemed(shout), Schemed(shout)
+
+    results = [run_program(make_shouter(), WORDS, lm=engine, out=tmp_path, n=3) for engine in (first, second)]
+
+    assert results[0].equals(results[1])
+    assert results[0]["sample"].to_list() == [0, 1, 2] * 3
+    assert results[0]["word"].to_list() == ["one"] * 3 + ["three"] * 3 + ["five"] * 3
+    assert ([request.sampling.n for request in first.asked], second.asked) == ([3, 3, 3], [])
+
+
+def test_a_null_input_makes_as_many_bad_rows_as_were_wanted(tmp_path: Path):
+    frame = pl.DataFrame({"word": [None, "one"]}, schema={"word": pl.String})
+
+    result = run_program(make_shouter(), frame, lm=Schemed(shout), out=tmp_path, n=2)
+
+    assert [error is None for error in result["error"]] == [False, False, True, True]
+    rejected = pl.read_parquet(tmp_path / "rejected.parquet")
+    assert rejected["id"].to_list() == ["row-000000000.0", "row-000000000.1"]
+
+
+def test_options_of_vllm_reach_templates_and_modules():
+    options: dict[str, Any] = {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "priority": 2}
+    options["chat_template_kwargs"] = {"enable_thinking": False}
+    one, two = Toy(shout), Toy(answer_two)
+
+    run_program(make_shouter(), WORDS, lm=one, **options)
+    run_program(Two(), WORDS, lm=two, **options)
+
+    for request in (*one.asked, *two.asked):
+        assert {name: getattr(request.sampling, name) for name in options} == options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"n": 0}, "n must be at least 1, not 0"),
+        ({"structured": "maybe"}, "structured = 'maybe' does not do; write auto, on or off"),
+        ({"topk": 3}, "topk = 3 does not do: sampling has temperature, top_p, max_tokens, top_k"),
+        ({"min_p": 2}, "min_p = 2 does not do"),
+        ({"expect": "loud"}, "cannot expect 'loud': the field 'loud' has no levels"),
+        ({"expect": "weight"}, "cannot expect 'weight': no output field 'weight'; there are loud, length"),
+    ],
+)
+def test_an_option_that_will_not_do_is_said_before_anything_is_sent(arguments: dict[str, Any], words: str):
+    engine = Toy(shout)
+
+    with pytest.raises(ConfigError, match=words):
+        run_program(make_shouter(), WORDS, lm=engine, **arguments)
+
+    assert engine.n_opened == 0
+
+
+@pytest.mark.parametrize("arguments", [{"n": 2}, {"expect": "short"}])
+def test_a_module_of_several_calls_has_neither_samples_nor_expectations(arguments: dict[str, Any]):
+    with pytest.raises(ConfigError, match="n and expect need a program of one call; Two has a method of its own"):
+        run_program(Two(), WORDS, lm=Toy(answer_two), **arguments)
+
+
+@pytest.mark.parametrize(("column", "arguments"), [("sample", {"n": 2}), ("length_expected", {"expect": "length"})])
+def test_a_column_in_the_way_of_an_extra_one_is_named(column: str, arguments: dict[str, Any]):
+    class Measure(dspy.Signature):
+        """Measure."""
+
+        word: str = dspy.InputField()
+        length: Literal[1, 2] = dspy.OutputField()
+
+    with pytest.raises(TableError, match=f"the frame has a column '{column}' already"):
+        run_program(dspy.Predict(Measure), WORDS.with_columns(pl.lit(1).alias(column)), lm=Toy(shout), **arguments)

@@ -1,4 +1,6 @@
+import json
 import random
+import re
 from collections.abc import Callable
 from datetime import date
 from enum import Enum
@@ -6,11 +8,11 @@ from typing import Any, Literal
 
 import dspy
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from matrix_dspy.bulk.prompt import COMPLETED, Prompt
+from matrix_dspy.bulk.prompt import COMPLETED, Prompt, narrow_schema
 from matrix_dspy.errors import ConfigError
 from matrix_dspy.loading import build_program, list_programs
 from matrix_dspy.programs.judge import ResponseJudge
@@ -446,3 +448,221 @@ def test_a_bare_answer_to_a_single_text_field_loses_its_preamble() -> None:
     for text in ("Here is my answer.\n\nBread rises.", "Sure! Here you go:\nBread rises.", "Bread rises."):
         assert prompt.parse(text).fields == {"line": "Bread rises."}
     assert prompt.parse("Here is where bread rises.").fields == {"line": "Here is where bread rises."}
+
+
+class Stop(BaseModel):
+    place: str = Field(description="where")
+    minutes: int = Field(ge=1, le=90)
+    kind: Literal["bus", "train"] = "bus"
+
+
+class Journey(BaseModel):
+    """A journey."""
+
+    stops: list[Stop] = Field(min_length=1)
+    note: str | None = None
+
+
+class Travel(dspy.Signature):
+    """Plan a journey."""
+
+    goal: str = dspy.InputField()
+    title: str = dspy.OutputField(desc="a title", max_length=30)
+    score: int = dspy.OutputField(ge=1, le=5)
+    verdict: Literal["yes", "no"] = dspy.OutputField()
+    journey: Journey = dspy.OutputField()
+    tags: list[str] = dspy.OutputField(max_length=3)
+
+
+TRAVELLED = {
+    "title": "Over the hills",
+    "score": 4,
+    "verdict": "yes",
+    "journey": {"stops": [{"place": "Bern", "minutes": 30, "kind": "train"}], "note": None},
+    "tags": ["slow"],
+}
+
+
+def list_objects(node: Any) -> list[dict[str, Any]]:
+    """Return every part of a schema that describes an object with fields."""
+    if isinstance(node, list):
+        return [found for item in node for found in list_objects(item)]
+    if not isinstance(node, dict):
+        return []
+    own = [node] if isinstance(node.get("properties"), dict) and node.get("type") == "object" else []
+    return own + [found for value in node.values() for found in list_objects(value)]
+
+
+def test_the_schema_keeps_bounds_choices_and_lengths():
+    schema = make_prompt(Travel).structured().schema
+
+    assert schema is not None
+    fields = schema["properties"]
+    assert fields["score"] == {"type": "integer", "minimum": 1, "maximum": 5}
+    assert fields["verdict"] == {"type": "string", "enum": ["yes", "no"]}
+    assert fields["title"] == {"type": "string", "maxLength": 30}
+    assert fields["tags"] == {"type": "array", "items": {"type": "string"}, "maxItems": 3}
+    stop = schema["$defs"]["Stop"]["properties"]
+    assert stop["minutes"] == {"type": "integer", "minimum": 1, "maximum": 90}
+    assert stop["kind"] == {"type": "string", "enum": ["bus", "train"]}
+    assert schema["$defs"]["Journey"]["properties"]["stops"]["minItems"] == 1
+
+
+def test_every_object_of_the_schema_is_closed_and_wants_all_its_fields():
+    schema = make_prompt(Travel).structured().schema
+
+    objects = list_objects(schema)
+    assert sorted(list(each["properties"]) for each in objects) == [
+        ["place", "minutes", "kind"],
+        ["stops", "note"],
+        ["title", "score", "verdict", "journey", "tags"],
+    ]
+    assert all(each["additionalProperties"] is False for each in objects)
+    assert all(each["required"] == list(each["properties"]) for each in objects)
+    assert not {"description", "default"} & set(re.findall(r'"(\w+)":', json.dumps(schema)))
+
+
+def test_a_field_called_like_a_keyword_stays_a_field():
+    class Odd(BaseModel):
+        description: str
+        default: int
+        properties: list[str]
+        enum: str
+
+    class Name(dspy.Signature):
+        """Name."""
+
+        thing: str = dspy.InputField()
+        title: str = dspy.OutputField()
+        odd: Odd = dspy.OutputField()
+
+    schema = make_prompt(Name).structured(50).schema
+
+    assert schema is not None
+    assert schema["required"] == ["title", "odd"]
+    odd = schema["$defs"]["Odd"]
+    assert odd["required"] == ["description", "default", "properties", "enum"]
+    assert odd["properties"]["description"] == {"type": "string", "minLength": 1, "maxLength": 50}
+    assert odd["properties"]["enum"] == {"type": "string", "minLength": 1, "maxLength": 50}
+
+
+def test_the_longest_text_bounds_texts_and_nothing_else():
+    schema = make_prompt(Travel).structured(20).schema
+
+    assert schema is not None
+    fields, stop = schema["properties"], schema["$defs"]["Stop"]["properties"]
+    text_of_20 = {"type": "string", "minLength": 1, "maxLength": 20}
+    assert fields["title"] == fields["tags"]["items"] == stop["place"] == text_of_20
+    assert schema["$defs"]["Journey"]["properties"]["note"]["anyOf"] == [text_of_20, {"type": "null"}]
+    assert fields["verdict"] == {"type": "string", "enum": ["yes", "no"]}
+    assert fields["score"] == {"type": "integer", "minimum": 1, "maximum": 5}
+    longer = make_prompt(Travel).structured(99).schema
+    assert longer is not None and longer["properties"]["title"]["maxLength"] == 30
+
+
+@given(tasks())
+@settings(max_examples=60)
+def test_messages_with_a_schema_are_byte_for_byte_those_of_dspys_json_adapter(task: Any):
+    signature, demos, rows = task
+    predictor = dspy.Predict(signature)
+    predictor.demos = demos
+    prompt = or_error(lambda: Prompt(predictor).structured())
+    assume(isinstance(prompt, Prompt))
+
+    for row in rows:
+        ours = or_error(lambda row=row: prompt.messages(row))
+        assert ours == or_error(lambda row=row: format_with_dspy(predictor, dspy.JSONAdapter(), row))
+
+
+def test_the_form_with_a_schema_is_built_once_for_each_length():
+    prompt = make_prompt(Travel)
+
+    assert prompt.structured() is prompt.structured()
+    assert prompt.structured(20) is prompt.structured(20)
+    assert prompt.structured(20) is not prompt.structured()
+    assert prompt.structured(20).structured() is prompt.structured(20)
+    assert prompt.schema is None
+
+
+def test_an_answer_to_a_schema_is_read_with_its_bounds():
+    prompt = make_prompt(Travel).structured()
+
+    fields = prompt.parse(json.dumps(TRAVELLED)).fields
+
+    journey = Journey(stops=[Stop(place="Bern", minutes=30, kind="train")])
+    assert fields == TRAVELLED | {"journey": journey}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"score": 6}, "less than or equal to 5"),
+        ({"score": 0}, "greater than or equal to 1"),
+        ({"title": "x" * 31}, "at most 30 characters"),
+        ({"tags": ["a", "b", "c", "d"]}, "at most 3 items"),
+        ({"verdict": "maybe"}, "verdict"),
+        ({"journey": {"stops": [], "note": None}}, "stops"),
+        ({"journey": {"stops": [{"place": "Bern", "minutes": 91}]}}, "minutes"),
+    ],
+)
+def test_an_answer_outside_its_schema_is_no_answer(change: dict[str, Any], problem: str):
+    parsed = make_prompt(Travel).structured().parse(json.dumps(TRAVELLED | change))
+
+    assert parsed.fields is None
+    assert problem in parsed.problem
+
+
+def test_a_field_missing_from_an_answer_to_a_schema_is_named():
+    short = {name: value for name, value in TRAVELLED.items() if name != "score"}
+
+    parsed = make_prompt(Travel).structured().parse(json.dumps(short))
+
+    assert (parsed.fields, parsed.problem) == (None, "the field 'score' is missing or unreadable")
+
+
+def test_keywords_for_one_call_narrow_a_copy_of_the_schema():
+    schema = make_prompt(Travel).structured().schema
+    assert schema is not None
+    before = json.dumps(schema)
+
+    narrowed = narrow_schema(schema, {"tags": {"minItems": 2, "maxItems": 2}, "score": {"maximum": 3}})
+
+    assert narrowed["properties"]["tags"] == {
+        "type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2,
+    }  # fmt: skip
+    assert narrowed["properties"]["score"] == {"type": "integer", "minimum": 1, "maximum": 3}
+    assert list(narrowed["properties"]) == list(schema["properties"])
+    assert json.dumps(schema) == before
+
+
+def test_plain_chat_has_no_form_with_a_schema():
+    prompt = Prompt.of(Responder())
+
+    assert prompt.structured(99) is prompt
+    assert (prompt.schema, prompt.is_plain) == (None, True)
+
+
+@pytest.mark.parametrize("name", [name for name in list_programs() if name != "responder"])
+def test_every_shipped_program_with_fields_has_a_schema(name: str):
+    prompt = Prompt.of(build_program(name)).structured(80)
+
+    if prompt.is_plain:
+        assert prompt.schema is None
+    else:
+        assert prompt.schema is not None
+        assert prompt.schema["required"] == list(prompt.outputs)
+        assert all(each["additionalProperties"] is False for each in list_objects(prompt.schema))
+
+
+def test_asking_again_names_the_form_that_was_asked_for():
+    words = make_prompt(Weigh).ask_again([], "dunno", "x")[-1]["content"]
+    schema = make_prompt(Weigh).structured().ask_again([], "dunno", "x")[-1]["content"]
+
+    assert words == (
+        "That answer could not be used: x. Answer the same request again, in full, with the fields [[ ## reason ## ]], "
+        f"[[ ## weight ## ]], [[ ## verdict ## ]], each header on its own line, and end with {COMPLETED}."
+    )
+    assert schema == (
+        "That answer could not be used: x. Answer the same request again, in full, as one JSON object with the fields "
+        "reason, weight, verdict and nothing else."
+    )

@@ -482,10 +482,6 @@ def test_a_run_that_fell_back_to_words_is_replayed_whole(tmp_path: Path, width: 
     assert 30 < len(first.asked) <= 30 + width
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="on replay the refused row comes before its neighbours, whose answers to schemas are then missed",
-)
 def test_a_run_that_fell_back_in_the_middle_is_replayed_whole(tmp_path: Path):
     def refuse_some(request: Request) -> str | None:
         return refuse_schemas(request) if "stone 2" in str(request.messages) else None
@@ -538,7 +534,7 @@ def number_answers(bad: frozenset[int] = frozenset(), least: int = 0) -> Callabl
 
 
 def reasons(outcomes: list[Outcome]) -> list[str | None]:
-    return [outcome.fields and outcome.fields["reason"] for outcome in outcomes]
+    return [None if outcome.fields is None else outcome.fields["reason"] for outcome in outcomes]
 
 
 def test_several_answers_come_from_one_request():
@@ -695,7 +691,6 @@ def test_every_one_of_several_answers_has_its_own_expectation():
     assert [outcome.expected for outcome in outcomes] == [pytest.approx(3.5), pytest.approx(4.1)]
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="a null log-probability raises out of the runner")
 def test_log_probabilities_out_of_form_cost_the_expectation_and_no_run():
     odd = [{"token": "[[ ## score ## ]]\n", "logprob": None}, {"token": "3", "logprob": None, "top_logprobs": []}]
 

@@ -247,9 +247,9 @@ def test_an_empty_table_becomes_an_empty_table_with_the_new_columns(tmp_path: Pa
     [
         (lambda path: None, "no table .*; give the path of a Parquet file"),
         (lambda path: path.mkdir(), "no table "),
-        (lambda path: path.write_text("word\none\n"), "could not read the table"),
-        (lambda path: path.write_bytes(b""), "could not read the table"),
-        (lambda path: path.write_bytes(b"PAR1 not really PAR1"), "could not read the table"),
+        (lambda path: path.write_text("word\none\n"), "is no Parquet file"),
+        (lambda path: path.write_bytes(b""), "is no Parquet file"),
+        (lambda path: path.write_bytes(b"PAR1 not really PAR1"), "is no Parquet file"),
         (lambda path: pl.DataFrame({"words": ["one"]}).write_parquet(path), "no column 'word'; did you mean 'words'"),
         (lambda path: pl.DataFrame({"word": ["a"], "loud": [1]}).write_parquet(path), "has a column 'loud' already"),
     ],
@@ -353,7 +353,6 @@ def test_after_sigkill_only_the_rest_is_paid_for_and_the_bytes_are_the_same(tmp_
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.xfail(strict=True, reason="the temporary table of a killed process is never taken away")
 def test_what_a_killed_process_left_half_written_is_taken_away_by_the_next(tmp_path: Path):
     write_words(tmp_path / "words.parquet", 10)
     (tmp_path / "out").mkdir()

@@ -99,7 +99,6 @@ def test_three_connections_lost_in_a_row_hold_everything_back_until_the_server_i
     assert back.startswith("the server is back after ")
 
 
-@pytest.mark.xfail(strict=True, reason="calls that wait for room have passed the circuit and go out while it is open")
 def test_while_paused_nothing_is_sent_but_probes() -> None:
     async def work() -> int:
         async with Vanishing(concurrency=1) as engine:
@@ -202,7 +201,6 @@ def test_when_patience_ends_every_call_learns_that_the_engine_is_down() -> None:
     }
 
 
-@pytest.mark.xfail(strict=True, reason="Circuit.given_up is never taken back, not even when the engine is opened again")
 def test_an_engine_that_gave_up_answers_again_when_it_is_opened_anew() -> None:
     async def work() -> Completion:
         engine = Vanishing(patience_s=0.1)

@@ -1,9 +1,12 @@
+import sys
+
 import pytest
 
 from matrix_dspy.engine.base import Engine
 from matrix_dspy.engine.endpoint import EndpointEngine
 from matrix_dspy.engine.provider import ProviderEngine
 from matrix_dspy.engine.spec import build_engine
+from matrix_dspy.engine.vllm import VllmEngine
 from matrix_dspy.errors import ConfigError
 
 
@@ -55,6 +58,10 @@ def test_anything_else_is_refused_with_the_known_forms(spec: str):
         assert form in str(caught.value)
 
 
-def test_vllm_in_this_process_is_refused_with_a_way_on():
-    with pytest.raises(ConfigError, match=r"no in-process vLLM for 'vllm:org/model'.*run 'vllm serve'"):
-        build_engine("vllm:org/model")
+def test_vllm_in_this_process_is_built_without_importing_it():
+    engine = build_engine("vllm:org/model?max_model_len=4096", data_parallel=2, concurrency=5)
+
+    assert isinstance(engine, VllmEngine)
+    assert (engine.model, engine.concurrency) == ("org/model", 5)
+    assert engine.options == {"max_model_len": 4096, "data_parallel_size": 2}
+    assert "vllm" not in sys.modules
