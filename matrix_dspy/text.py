@@ -14,6 +14,9 @@ _FIELD_HEADER = re.compile(r"\[\[[ \t]{0,4}##[ \t]{0,4}([^\n\[\]#]{0,80}?)[ \t]{
 """DSPy's chat adapter separates fields by such headers."""
 _SPECIAL_TOKEN = re.compile(r"<\|([^|<>\n]{1,40})\|>")
 """Chat templates mark turns by such tokens; a tokenizer would obey them inside text."""
+MOST_NESTED = 12
+"""Marks inside marks that are taken out one by one; beyond that all their signs go."""
+_MARK_SIGNS = dict.fromkeys(map(ord, "<>|[]"))
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _INVISIBLE = {
     *(0xFEFF, 0x00AD, 0x180E, 0x200B, 0xE000, 0xE001),
@@ -64,10 +67,19 @@ def clean_text(text: str) -> str:
     if _SUSPECT.search(text) is None:
         return text.strip()
     text = text.replace("\r\n", "\n").replace("\r", "\n").translate(_REMOVED)
-    text = _SURROGATES.sub("\ufffd", text)
-    while (shorter := _unwrap_marks(text)) != text:  # taking out one mark can put another together
+    text = replace_surrogates(text)
+    for _ in range(MOST_NESTED):  # taking out one mark can put another together
+        if (shorter := _unwrap_marks(text)) == text:
+            break
         text = shorter
+    else:
+        text = text.translate(_MARK_SIGNS)
     return re.sub(r"\n{4,}", "\n\n\n", text).strip()
+
+
+def replace_surrogates(text: str) -> str:
+    """Put U+FFFD in the place of halves of surrogate pairs, which no file takes."""
+    return _SURROGATES.sub("\ufffd", text)
 
 
 def _unwrap_marks(text: str) -> str:
@@ -84,7 +96,7 @@ def clean_value(value: object) -> object:
         items = [clean_value(item) for item in value]
         return items if isinstance(value, list) else tuple(items)
     if isinstance(value, dict):
-        return {key: clean_value(item) for key, item in value.items()}
+        return {clean_value(key): clean_value(item) for key, item in value.items()}
     if isinstance(value, BaseModel):
         return value.model_copy(update={name: clean_value(item) for name, item in value})
     return value

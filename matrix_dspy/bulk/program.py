@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import dspy
+import orjson
 import polars as pl
 from pydantic import ValidationError
 
@@ -296,6 +297,7 @@ class _Job:
                 runner.structured = sends_schemas(self.engine, self.structured)
 
                 def finish(batch: Batch[list[Outcome]]) -> None:
+                    self._reject_misfits(batch)
                     result = self._build_result(batch)
                     output.append(result)
                     if rows := self._list_rejected(batch):
@@ -392,6 +394,18 @@ class _Job:
         for name in added:
             if name in columns and name not in self.inputs:
                 raise TableError(f"the frame has a column {name!r} already; drop or rename it first")
+
+    def _reject_misfits(self, batch: Batch[list[Outcome]]) -> None:
+        """Reject values that their columns do not hold, such as a number of thirty digits."""
+        for name, dtype in self._dtypes.items():
+            outcomes = [outcome for made in batch.results for outcome in made or () if outcome.fields is not None]
+            if _holds(name, dtype, outcomes):
+                continue
+            for made in batch.results:
+                for place, outcome in enumerate(made or ()):
+                    if made is not None and outcome.fields is not None and not _holds(name, dtype, [outcome]):
+                        problem = f"the value of {name!r} does not fit a column of type {dtype}"
+                        made[place] = Outcome(None, outcome.text, "unparsed", problem)
 
     def _build_result(self, batch: Batch[list[Outcome]]) -> pl.DataFrame:
         outcomes = [outcome for made in batch.results for outcome in made or ()]
@@ -510,12 +524,29 @@ def _choose_dtype(annotation: Any) -> pl.DataType:
         return pl.String()
 
 
+def _holds(name: str, dtype: pl.DataType, outcomes: list[Outcome]) -> bool:
+    """Whether a column takes what was made of its field."""
+    try:
+        _build_series(name, dtype, [outcome.fields[name] for outcome in outcomes if outcome.fields is not None])
+    except (pl.exceptions.PolarsError, TypeError, OverflowError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _write_json(value: Any) -> str:
+    """Return a value as JSON; numbers that JSON does not have become null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
 def _build_series(name: str, dtype: pl.DataType, values: list[Any]) -> pl.Series:
     """Put output values into a column; a text column takes what is no text as JSON."""
     plain = [_plain(value) for value in values]
     if dtype == pl.String:
-        plain = [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in plain]
-    return pl.Series(name, plain, dtype=dtype, strict=False)
+        plain = [v if v is None or isinstance(v, str) else _write_json(v) for v in plain]
+    return pl.Series(name, plain, dtype=dtype, strict=True)
 
 
 def _plain(value: Any) -> Any:

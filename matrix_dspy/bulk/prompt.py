@@ -16,7 +16,7 @@ import dspy
 from dspy.adapters.utils import format_field_value
 from pydantic import TypeAdapter, ValidationError, create_model
 
-from matrix_dspy.bulk.chat_reader import ChatReader
+from matrix_dspy.bulk.chat_reader import ChatReader, TangledError, check_tangle
 from matrix_dspy.engine.base import Message
 from matrix_dspy.errors import ConfigError
 from matrix_dspy.text import strip_custom_types
@@ -30,6 +30,8 @@ _LOOSE_HEADER = re.compile(
     re.MULTILINE,
 )
 
+_LONG_BLANK = re.compile(r"[ \t]{2000}")
+"""A run of blanks on which looking for loose headers would take forever."""
 _FOR_PEOPLE = frozenset({"title", "description", "default"})
 
 _PREAMBLE = re.compile(
@@ -66,6 +68,7 @@ class Prompt:
         self._predictor = predictor
         self._structured: dict[int | None, Prompt] = {}
         self._bounds = _read_bounds(self.signature)
+        self._is_json = kind is dspy.JSONAdapter
         self._reader = ChatReader(self.signature) if kind is dspy.ChatAdapter else None
         self._input_fields = list(self.signature.input_fields.items())
         self._prefix, self._pieces = self._render()
@@ -113,19 +116,37 @@ class Prompt:
         """Read the output fields from an answer, repairing what can be; never raises."""
         parsed = self._read(text)
         is_chat = type(self.adapter) is dspy.ChatAdapter
+        if _LONG_BLANK.search(text):
+            return parsed
         if parsed.fields is None and is_chat and (repaired := self._repair(text)) is not None:
             again = self._read(repaired)
             return again if again.fields is not None else parsed
         return parsed
 
+    def find_fault(self, name: str, value: Any) -> str | None:
+        """Say what is wrong with an output value by its type and bounds; None if nothing is."""
+        field = self.signature.output_fields[name]
+        annotated: Any = Annotated
+        kind: Any = annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        codec: TypeAdapter[Any] = TypeAdapter(kind)
+        try:
+            codec.validate_python(codec.dump_python(value, warnings=False))
+        except ValidationError as error:
+            return _say_invalid(error)
+        return None
+
     def _read(self, text: str) -> Parsed:
         try:
             fields = self._reader(text) if self._reader is not None else None
+            if self._is_json and not _is_json(text):
+                check_tangle(text)
             if fields is None:
                 fields = self.adapter.parse(self.signature, text)
             for name, bound in self._bounds.items():
                 fields[name] = bound.validate_python(fields[name])
             return Parsed(fields)
+        except TangledError as error:
+            return Parsed(None, str(error))
         except ValidationError as error:
             return Parsed(None, _say_invalid(error))
         except Exception as error:
@@ -269,6 +290,14 @@ def _say_invalid(error: ValidationError) -> str:
     return f"the value {str(fault['input'])[:60]!r} will not do: {words[0].lower()}{words[1:]}"
 
 
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _read_json_answer(text: str, outputs: tuple[str, ...]) -> str | None:
     """Take an answer given as one JSON object for what it is, if it has all the fields."""
     start, end = text.find("{"), text.rfind("}")
@@ -276,7 +305,7 @@ def _read_json_answer(text: str, outputs: tuple[str, ...]) -> str | None:
         return None
     try:
         found = json.loads(text[start : end + 1])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or any(name not in found for name in outputs):
         return None

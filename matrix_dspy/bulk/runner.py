@@ -21,7 +21,7 @@ from matrix_dspy.bulk.trace import Trace
 from matrix_dspy.config import SamplingConfig
 from matrix_dspy.engine.base import Completion, Engine, Message, Request, Sampling
 from matrix_dspy.errors import EngineError, LimitError
-from matrix_dspy.text import clean_value
+from matrix_dspy.text import clean_value, replace_surrogates
 
 log = logging.getLogger("matrix_dspy")
 
@@ -206,6 +206,8 @@ class Runner:
             completion = await self.engine.complete(request)
         if completion.down is not None:
             raise EngineError(f"{completion.down}; what was answered is kept, run the same command again")
+        if not all(text.isascii() for text in completion.texts):
+            completion = replace(completion, texts=tuple(replace_surrogates(text) for text in completion.texts))
         if scrub is not None:
             completion = replace(completion, texts=tuple(scrub(text) for text in completion.texts))
         self.budget.note(completion)
@@ -307,7 +309,13 @@ def read_outcome(prompt: Prompt, completion: Completion, asked: "_Asked", number
     parsed = prompt.parse(text)
     if parsed.fields is None:
         return Outcome(None, text, "unparsed", parsed.problem)
-    fields: dict[str, Any] = {name: clean_value(value) for name, value in parsed.fields.items()}
+    try:
+        fields: dict[str, Any] = {name: clean_value(value) for name, value in parsed.fields.items()}
+    except RecursionError:
+        return Outcome(None, text, "unparsed", "its values are nested too deeply")
+    for name, value in fields.items():  # what was cleaned away may be what a bound asks for
+        if value != parsed.fields[name] and (fault := prompt.find_fault(name, value)) is not None:
+            return Outcome(None, text, "unparsed", fault)
     if asked.check is not None and (problem := asked.check(fields)) is not None:
         return Outcome(None, text, "failed check", problem)
     expected = _read_expected(prompt, completion, asked, number) if asked.expect else None

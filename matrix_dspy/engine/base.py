@@ -249,12 +249,14 @@ class Engine:
                 if error.may_be_request:
                     n_answers = usage.answers if not n_failed else n_answers
                     n_failed += 1
-                if n_failed >= error.most_failures and usage.answers > n_answers:
-                    # the server answers others: this request is at fault
-                    return Completion(error=f"{error}, {n_failed} times", seconds=time.perf_counter() - started)
                 wait = self._choose_wait(error, n_asked)
-                if time.perf_counter() + wait - max(started, self._last_answer) > self.patience_s:
-                    return Completion(down=str(error), seconds=time.perf_counter() - started)
+                is_over = time.perf_counter() + wait - max(started, self._last_answer) > self.patience_s
+                seconds = time.perf_counter() - started
+                if usage.answers > n_answers and (n_failed >= error.most_failures or (is_over and n_failed)):
+                    # the server answers others: this request is at fault
+                    return Completion(error=f"{error}, {n_failed} times", seconds=seconds)
+                if is_over:
+                    return Completion(down=str(error), seconds=seconds)
                 await asyncio.sleep(wait)
             except RefusedError as error:
                 usage.errors += 1
@@ -329,7 +331,7 @@ class Engine:
 
     def _backoff(self, n_asked: int) -> float:
         """Full jitter, doubling from a quarter of a second up to 20."""
-        return self._jitter.uniform(0.05, min(20.0, 0.25 * 2 ** min(n_asked, 10)))
+        return self._jitter.uniform(0.05, max(0.05, min(20.0, self.patience_s / 4, 0.25 * 2 ** min(n_asked, 10))))
 
 
 async def _first_good(copies: list[asyncio.Task[Completion]]) -> Completion:

@@ -237,7 +237,7 @@ def read_completion(raw: bytes, seconds: float) -> Completion:
         usage = reply.get("usage") or {}
         counts = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
         cached = _count(usage.get("prompt_tokens_details") or {}, "cached_tokens")
-        logprobs = tuple([(choice.get("logprobs") or {}).get("content") for choice in choices])
+        logprobs = tuple([_read_tokens(choice["logprobs"]) if choice.get("logprobs") else None for choice in choices])
         model = str(reply.get("model") or "")
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise TransientError(f"the server's answer is no chat completion ({_first_words(raw)})") from error
@@ -245,6 +245,29 @@ def read_completion(raw: bytes, seconds: float) -> Completion:
         raise TransientError(f"the server's answer holds no text ({_first_words(raw)})")
     known = logprobs if any(logprobs) else None
     return Completion(texts, reasons, *counts, seconds, known, cached_tokens=cached, model=model)
+
+
+def _read_tokens(logprobs: Any) -> list[dict[str, Any]] | None:
+    """Return the tokens of an answer with their log-probabilities; None where they are not in OpenAI's form."""
+    try:
+        return [
+            {
+                "token": str(token["token"]),
+                "logprob": _read_number(token),
+                "top_logprobs": [
+                    {"token": str(other["token"]), "logprob": _read_number(other)}
+                    for other in token.get("top_logprobs") or ()
+                ],
+            }
+            for token in logprobs["content"]
+        ]
+    except (TypeError, KeyError, AttributeError, ValueError, RecursionError):
+        return None
+
+
+def _read_number(token: dict[str, Any]) -> float | None:
+    value = token.get("logprob")
+    return None if value is None else float(value)
 
 
 def _load(raw: bytes) -> Any:

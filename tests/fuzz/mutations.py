@@ -147,6 +147,7 @@ class Plan(dspy.Signature):
 
     case: str = dspy.InputField()
     steps: list[Step] = dspy.OutputField()
+    sizes: list[int] = dspy.OutputField()
 
 
 class Maybe(dspy.Signature):
@@ -198,6 +199,7 @@ def _draw_value(rng: random.Random, name: str, word: str) -> Any:
             {"title": word, "minutes": number, "tags": [word] * number, "part": {"name": word, "weight": 0.5}}
             for number in range(n)
         ],
+        "sizes": lambda: [rng.randint(-9, 99) for _ in range(n)],
         "note": lambda: rng.choice((None, word)),
         "amount": lambda: rng.choice((None, n)),
         "measures": lambda: {f"key {number}": rng.random() for number in range(n)},

@@ -25,13 +25,33 @@ from matrix_dspy.config import SamplingConfig
 from matrix_dspy.engine.base import Completion, Engine, Request
 from matrix_dspy.text import clean_text
 from matrix_dspy.types import Structured
-from tests.fuzz.mutations import LEVELS, SIGNATURES, Raw, Table, make_completions, nest, write_json, write_markers
+from tests.fuzz.mutations import (
+    LEVELS,
+    NUMBERS,
+    SIGNATURES,
+    Maybe,
+    Numbers,
+    Plan,
+    Raw,
+    Table,
+    make_completions,
+    nest,
+    write_json,
+    write_markers,
+)
 
 N_EACH = 250
 REASONS = ("unparsed", "cut off", "empty")
 SLOW_S = 1.0
 """CPU seconds that reading one answer may take at most; a good one takes a thousandth."""
 _CASE = re.compile(r"case-(\d{5})")
+
+GOOD: dict[str, Any] = {
+    "answer": "a", "title": "b", "body": "c", "score": 3, "count": 4, "share": 0.5, "reason": "d", "is_good": True,
+    "verdict": "not sure", "level": 2, "items": ["e"], "steps": [], "sizes": [], "note": None, "amount": 6, "word": "f",
+    "measures": {"g": 0.5}, "lists": {"h": [1]}, "anything": {"i": None},
+}  # fmt: skip
+"""A right value for every field."""
 
 Answer = tuple[str, str]
 """The same answer in markers and in JSON."""
@@ -209,12 +229,7 @@ def test_a_good_second_answer_saves_every_row_whose_first_was_hostile(
     signature: type[dspy.Signature], structured: Structured, tmp_path: Path
 ):
     hostile = make_answers(signature, 40, seed=2)
-    good = {
-        "answer": "a", "title": "b", "body": "c", "score": 3, "count": 4, "share": 0.5, "reason": "d", "is_good": True,
-        "verdict": "not sure", "level": 2, "items": ["e"], "steps": [], "note": None, "amount": 6, "word": "f",
-        "measures": {"g": 0.5}, "lists": {"h": [1]}, "anything": {"i": None},
-    }  # fmt: skip
-    fields = {name: good[name] for name in signature.output_fields}
+    fields = {name: GOOD[name] for name in signature.output_fields}
     engine = Hostile(arrange(hostile, [(write_markers(fields), write_json(fields))]))
 
     result = run_twice_and_check(signature, engine, structured, tmp_path, len(hostile))
@@ -302,6 +317,26 @@ def test_a_value_of_any_depth_is_kept_or_rejected(structured: Structured, tmp_pa
     engine = Hostile({case: [answer] for case, answer in enumerate(answers)})
 
     run_twice_and_check(Table, engine, structured, tmp_path, len(answers))
+
+
+@pytest.mark.parametrize("structured", ["off", "on"])
+def test_a_number_of_any_size_and_form_is_kept_as_it_is_or_rejected(structured: Structured, tmp_path: Path):
+    places: dict[type[dspy.Signature], dict[str, str]] = {
+        Numbers: {"score": "%s", "count": "%s", "share": "%s"},
+        Maybe: {"amount": "%s"},
+        Plan: {"sizes": "[1, %s]", "steps": '[{"title": "a", "minutes": %s, "tags": []}]'},
+        Table: {"measures": '{"a": %s}', "lists": '{"a": [%s]}', "anything": '{"a": [%s]}'},
+    }
+
+    for signature, forms in places.items():
+        right = {name: GOOD[name] for name in signature.output_fields}
+        values = [(name, Raw(form % number)) for name, form in forms.items() for number in NUMBERS]
+        fields = [{**right, name: value} for name, value in values]
+        engine = Hostile(arrange(written := [(write_markers(made), write_json(made)) for made in fields], written))
+        out = tmp_path / signature.__name__
+        kept = run_twice_and_check(signature, engine, structured, out, len(fields)).filter(pl.col("error").is_null())
+        lost = [values[row["position"]] for row in kept.to_dicts() if row[values[row["position"]][0]] is None]
+        assert lost == []
 
 
 @pytest.mark.parametrize("structured", ["off", "on"])

@@ -1,6 +1,5 @@
 """500 hostile servers at once: every row is kept or rejected with its reason, none twice, whatever the server does."""
 
-import asyncio
 import logging
 import random
 import signal
@@ -19,7 +18,7 @@ import polars as pl
 import pytest
 
 from matrix_dspy import run_program
-from matrix_dspy.engine.base import MOST_FAILURES, Engine, Request
+from matrix_dspy.engine.base import MOST_FAILURES, Engine
 from matrix_dspy.engine.spec import build_engine
 from matrix_dspy.errors import EngineError
 from tests.conftest import ROOT
@@ -91,7 +90,7 @@ def make_scripts(n: int, seed: int) -> tuple[dict[str, Script], dict[str, Script
     lost += [(draw_passing(rng), f"refused: {name}") for name in rng.sample(list(REFUSED), 20)]
     lost += [(f"empty: {name}",) for name in EMPTY]
     lost += [(name,) for name in rng.sample(list(SHAPES), 12)]
-    lost += [(name,) for name in rng.sample([name for name in STATUS if name[:3] in ("500", "502", "520")], 8)]
+    lost += [(name,) for name in rng.sample([name for name in STATUS if name[:3] in ("500", "507", "520")], 8)]
     lost += [(name,) for name in TOO_LONG]
     kept: list[Script] = [(*(draw_passing(rng) for _ in range(MOST_STEPS)), "plain") for _ in range(12)]
     kept += [(name, rng.choice(list(GOOD))) for name in (*HANGING, *PASSING, *TOO_LONG)]
@@ -215,23 +214,6 @@ def test_a_server_no_row_can_use_stops_the_run_and_a_good_one_is_paid_only_for_t
     assert server.asked.total() == len(frame) - n_kept
     assert result["error"].null_count() == len(frame)
     assert_once_each(result, tmp_path)
-
-
-def test_an_answer_that_nobody_asked_for_is_given_to_no_later_request():
-    async def ask(engine: Engine) -> list[str]:
-        texts: list[str] = []
-        async with engine:
-            for case in scripts:
-                completion = await engine.complete(Request([{"role": "user", "content": case}]))
-                texts += completion.texts
-                await asyncio.sleep(0.05)
-        return texts
-
-    scripts: dict[str, Script] = {name_case(number): ("second",) for number in range(4)}
-    with HostileServer(scripts) as server:
-        texts = asyncio.run(ask(build(server)))
-
-    assert texts == [Asked(case).text for case in scripts]
 
 
 def start_child(port: int = 0) -> tuple[subprocess.Popen[str], int]:
