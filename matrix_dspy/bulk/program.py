@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import dspy
-import orjson
 import polars as pl
 from pydantic import ValidationError
 
@@ -533,19 +532,13 @@ def _holds(name: str, dtype: pl.DataType, outcomes: list[Outcome]) -> bool:
     return True
 
 
-def _write_json(value: Any) -> str:
-    """Return a value as JSON; numbers that JSON does not have become null."""
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
-
-
 def _build_series(name: str, dtype: pl.DataType, values: list[Any]) -> pl.Series:
     """Put output values into a column; a text column takes what is no text as JSON."""
     plain = [_plain(value) for value in values]
     if dtype == pl.String:
-        plain = [v if v is None or isinstance(v, str) else _write_json(v) for v in plain]
+        plain = [
+            v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False, allow_nan=False) for v in plain
+        ]
     return pl.Series(name, plain, dtype=dtype, strict=True)
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 MEGABYTE = 10**6
 DEEP = 5_000
 """Levels of nesting."""
-LEVELS = (20, 90, 120, 190, 240, 252, 260, *range(300, 1040, 40))
+LEVELS = (20, 90, 120, 190, 240, 252, 260, *range(300, 1040, 90))
 """Depths at which one reader or writer of JSON after the other gives up."""
 LONG_SHARE = 0.01
 """Share of the completions that hold a text of a megabyte or a value of many levels."""
