@@ -3,8 +3,10 @@
 Whatever a model or a profile wrote is hostile until it has been through `clean_text`.
 """
 
+import math
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from pydantic import BaseModel
 
@@ -14,6 +16,8 @@ _FIELD_HEADER = re.compile(r"\[\[[ \t]{0,4}##[ \t]{0,4}([^\n\[\]#]{0,80}?)[ \t]{
 """DSPy's chat adapter separates fields by such headers."""
 _SPECIAL_TOKEN = re.compile(r"<\|([^|<>\n]{1,40})\|>")
 """Chat templates mark turns by such tokens; a tokenizer would obey them inside text."""
+MOST_DEPTH = 100
+"""Levels of nesting in a value."""
 MOST_NESTED = 12
 """Marks inside marks that are taken out one by one; beyond that all their signs go."""
 _MARK_SIGNS = dict.fromkeys(map(ord, "<>|[]"))
@@ -100,6 +104,26 @@ def clean_value(value: object) -> object:
     if isinstance(value, BaseModel):
         return value.model_copy(update={name: clean_value(item) for name, item in value})
     return value
+
+
+def find_unstorable(value: object, depth: int = 0) -> str | None:
+    """Say why a value cannot stand in a table or in JSON; None if it can."""
+    if isinstance(value, str | bool) or value is None:
+        return None
+    if depth > MOST_DEPTH:
+        return f"its values are nested more than {MOST_DEPTH} deep"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "a whole number in it has more than 64 bits"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is no number"
+    inner: Iterable[object] = ()
+    if isinstance(value, BaseModel):
+        inner = (item for _, item in value)
+    elif isinstance(value, dict):
+        inner = value.values()
+    elif isinstance(value, list | tuple):
+        inner = value
+    return next((fault for item in inner if (fault := find_unstorable(item, depth + 1)) is not None), None)
 
 
 def strip_custom_types(text: str) -> str:

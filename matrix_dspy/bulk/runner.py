@@ -21,7 +21,7 @@ from matrix_dspy.bulk.trace import Trace
 from matrix_dspy.config import SamplingConfig
 from matrix_dspy.engine.base import Completion, Engine, Message, Request, Sampling
 from matrix_dspy.errors import EngineError, LimitError
-from matrix_dspy.text import clean_value, replace_surrogates
+from matrix_dspy.text import clean_value, find_unstorable, replace_surrogates
 
 log = logging.getLogger("matrix_dspy")
 
@@ -309,10 +309,10 @@ def read_outcome(prompt: Prompt, completion: Completion, asked: "_Asked", number
     parsed = prompt.parse(text)
     if parsed.fields is None:
         return Outcome(None, text, "unparsed", parsed.problem)
-    try:
-        fields: dict[str, Any] = {name: clean_value(value) for name, value in parsed.fields.items()}
-    except RecursionError:
-        return Outcome(None, text, "unparsed", "its values are nested too deeply")
+    fault = next((fault for value in parsed.fields.values() if (fault := find_unstorable(value)) is not None), None)
+    if fault is not None:
+        return Outcome(None, text, "unparsed", fault)
+    fields: dict[str, Any] = {name: clean_value(value) for name, value in parsed.fields.items()}
     for name, value in fields.items():  # what was cleaned away may be what a bound asks for
         if value != parsed.fields[name] and (fault := prompt.find_fault(name, value)) is not None:
             return Outcome(None, text, "unparsed", fault)
