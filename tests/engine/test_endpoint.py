@@ -140,13 +140,18 @@ def test_all_of_the_sampling_is_sent_in_openais_form():
 def test_several_samples_come_back_in_their_order():
     choices = [
         {"index": 1, "message": {"content": "b"}, "finish_reason": "length", "logprobs": {"content": []}},
-        {"index": 0, "message": {"content": "a"}, "finish_reason": "stop", "logprobs": {"content": [1]}},
+        {
+            "index": 0,
+            "message": {"content": "a"},
+            "finish_reason": "stop",
+            "logprobs": {"content": [{"token": "a", "logprob": -0.5, "bytes": [97]}]},
+        },
     ]
 
     (completion,), _ = ask(Server(web.json_response({"choices": choices})))
 
     assert (completion.texts, completion.finish_reasons) == (("a", "b"), ("stop", "length"))
-    assert completion.logprobs == ([1], [])
+    assert completion.logprobs == ([{"token": "a", "logprob": -0.5, "top_logprobs": []}], [])
     assert (completion.prompt_tokens, completion.completion_tokens) == (0, 0)
 
 
