@@ -152,6 +152,8 @@ def _build_job(
     if not isinstance(lm, str | Engine):
         raise ConfigError(f"lm is a {type(lm).__name__}; write it as for --lm, such as 'http://127.0.0.1:8000/v1'")
     for name, number in (("concurrency", concurrency), ("n", n)):
+        if not isinstance(number, int):
+            raise ConfigError(f"{name} must be a whole number, not {number!r}")
         if number < 1:
             raise ConfigError(f"{name} must be at least 1, not {number}")
     if structured not in get_args(Structured):

@@ -545,6 +545,7 @@ def test_options_of_vllm_reach_templates_and_modules():
     ("arguments", "words"),
     [
         ({"n": 0}, "n must be at least 1, not 0"),
+        ({"n": "3"}, "n must be a whole number, not '3'"),
         ({"structured": "maybe"}, "structured = 'maybe' does not do; write auto, on or off"),
         ({"topk": 3}, "topk = 3 does not do: sampling has temperature, top_p, max_tokens, top_k"),
         ({"min_p": 2}, "min_p = 2 does not do"),

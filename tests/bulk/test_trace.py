@@ -19,6 +19,7 @@ from matrix_dspy.bulk.trace import ENDPOINT_VARIABLE, open_trace
 from matrix_dspy.config import load_recipe
 from matrix_dspy.engine.base import Completion, Request, Sampling
 from matrix_dspy.errors import ConfigError
+from tests.conftest import run_cli
 
 messages = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 ROOT = Path(__file__).parent.parent.parent
@@ -169,8 +170,12 @@ def test_without_tracing_nothing_of_opentelemetry_is_imported() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "None"), done.stderr
 
 
-def test_a_collector_that_is_gone_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collector_that_is_gone_ends_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(ENDPOINT_VARIABLE, "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
 
-    send(1.0, make_keys(3))
+    few = ["--n", "4", "--set", "population.n_agents=4"]
+    done = run_cli("generate", "-q", *few, "--trace", "1", "--out", tmp_path / "run")
+
+    assert done.returncode == 0, done.stderr
+    assert "4 of 4 rows" in done.stdout
