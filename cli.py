@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matrix_dspy.config import Config
+    from matrix_dspy.optimization.compiling import Plan
     from matrix_dspy.pipeline import Result
 
 app = typer.Typer(
@@ -252,12 +255,99 @@ def rehearse(
     serve_rehearsal(spec, port=port)
 
 
-@app.command()
-def programs(name: Annotated[str | None, typer.Argument(help="A program to show in full.")] = None) -> None:
-    """List the DSPy programs, or show one."""
-    from matrix_dspy.report.programs import describe_program, list_program_lines
+@app.command("compile")
+def compile_(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[PROGRAM]...", help="Programs, judge, or all.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="labeled, bootstrap, mipro, gepa or simba. Default: labeled without --lm.")
+    ] = None,
+    lm: Annotated[str | None, typer.Option("--lm", help="Model to compile for, written as for generate.")] = None,
+    teacher_lm: Annotated[
+        str | None, typer.Option(help="Model that proposes instructions and shows how. Default: --lm.")
+    ] = None,
+    judge_lm: Annotated[str | None, typer.Option(help="Model that judges what is written. Default: --lm.")] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Calls of all models, for each program.")] = 1500,
+    variant: Annotated[str, typer.Option(help="Name to save under. Default: default if better, else optimizer.")] = "",
+    start: Annotated[str, typer.Option(help="Variant to begin with, or written.")] = "default",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every choice.")] = 0,
+    judged: Annotated[Path | None, typer.Option(help="Judged set of your own, for one program.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of compiled states.")] = Path("optimized"),
+    work: Annotated[Path | None, typer.Option(help="Folder for journal and scores. Default: runs/compile/...")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Calls in flight at the most.")] = 16,
+    force: Annotated[bool, typer.Option("--force", help="Use a judge that agrees too little with the labels.")] = False,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Optimise programs against judged sets; what is better for sure becomes the default."""
+    from matrix_dspy.optimization.planning import order_programs, plan_compile
 
-    for line in describe_program(name) if name else list_program_lines():
+    chosen = order_programs(names or ["all"])
+    plans = [
+        plan_compile(
+            name,
+            optimizer=optimizer,
+            lm=lm or "",
+            teacher_lm=teacher_lm or "",
+            judge_lm=judge_lm or "",
+            budget=budget,
+            variant=variant,
+            start=start,
+            seed=seed,
+            judged=judged,
+            out=out,
+            work=work,
+            concurrency=concurrency,
+            force=force,
+            n_programs=len(chosen),
+        )
+        for name in chosen
+    ]
+    if dry_run:
+        from matrix_dspy.optimization.planning import describe_plans
+
+        for line in describe_plans(plans):
+            typer.echo(line)
+        return
+    _compile(plans, quiet)
+
+
+@app.command()
+def label(
+    name: Annotated[str, typer.Argument(metavar="PROGRAM", help="Program whose outputs are labelled.")],
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Rows to label: JSONL, CSV or Parquet. Default: the shipped set's.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Judged set to write. Default: judged/<program>.jsonl.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order.")] = 0,
+) -> None:
+    """Label outputs of a program at the terminal, for a judged set of your own."""
+    from matrix_dspy.optimization import labelling
+
+    path = out or Path("judged") / f"{name}.jsonl"
+    n = labelling.label(name, path, source, input, typer.echo, seed)
+    if n:
+        typer.echo(f"next: {_program()} compile {name} --judged {shlex.quote(str(path))} --lm ...")
+
+
+@app.command()
+def programs(
+    name: Annotated[str | None, typer.Argument(help="A program to show in full, with its variants and cards.")] = None,
+    diff: Annotated[
+        tuple[str, str] | None, typer.Option(help="Two variants, or written, whose prompts are compared.")
+    ] = None,
+) -> None:
+    """List the DSPy programs, or show one."""
+    from matrix_dspy.report.programs import describe_program, diff_variants, list_program_lines
+
+    if diff is not None:
+        from matrix_dspy.errors import ConfigError
+
+        if name is None:
+            raise ConfigError("--diff compares two variants of one program; name it: programs NAME --diff ONE OTHER")
+        lines = diff_variants(name, *diff)
+    else:
+        lines = describe_program(name) if name else list_program_lines()
+    for line in lines:
         typer.echo(line)
 
 
@@ -444,6 +534,27 @@ def _estimate(
         typer.echo(line)
     path = write_estimate(made, out or pipeline.default_folder(config, command))
     typer.echo(f"\nkept for the run's card: {path}")
+
+
+def _compile(plans: "Sequence[Plan]", quiet: bool) -> None:
+    """Compile what is planned, one program after the other, and say what came of each."""
+    from matrix_dspy.optimization.compiling import compile_program
+
+    stream = sys.stderr  # the compile sends what others print to a file
+
+    def say(words: str) -> None:
+        if not quiet:
+            print(words, file=stream, flush=True)
+
+    try:
+        for plan in plans:
+            compiled = compile_program(plan, say)
+            where = f" -> {compiled.path}" if compiled.path else ""
+            typer.echo(f"{plan.program:18} {plan.optimizer:9} {compiled.words}{where}")
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing is lost, the same command goes on", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"next:     {_program()} programs {plans[0].program if len(plans) == 1 else ''}".rstrip())
 
 
 def _tell(words: str) -> None:

@@ -61,6 +61,8 @@ SAMPLING: dict[str, SamplingConfig] = {
     "instruction_rater": SamplingConfig(temperature=0.0, max_tokens=384),
     "responder": SamplingConfig(temperature=0.7, top_p=0.9, max_tokens=2048),
     "response_judge": SamplingConfig(temperature=0.0, max_tokens=384),
+    "pair_judge": SamplingConfig(temperature=0.0, max_tokens=384),
+    "output_judge": SamplingConfig(temperature=0.0, max_tokens=384),
     "critic": SamplingConfig(temperature=0.5, max_tokens=1024),
     "reviser": SamplingConfig(temperature=0.7, top_p=0.9, max_tokens=2048),
 }

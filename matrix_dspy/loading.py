@@ -1,18 +1,22 @@
 """Find, load and save programs: a class from `matrix_dspy.programs`, and a compiled state from `optimized/`.
 
 A state is DSPy's own JSON with one more block, `metadata.matrix_dspy` (the card). Only JSON is read, no LM is stored
-or restored, and a state that does not fit its class is refused with both shapes named.
+or restored, and a state that does not fit its class, or is not what was saved, is refused with both sides named.
 """
 
 import hashlib
 import json
+import os
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import dspy
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from matrix_dspy.errors import (
+    ConfigError,
     ProgramNotFoundError,
     RunError,
     StateMismatchError,
@@ -36,12 +40,44 @@ PROGRAMS: dict[str, str] = {
     "instruction_rater": "instruction.InstructionRater",
     "responder": "response.Responder",
     "response_judge": "judge.ResponseJudge",
+    "pair_judge": "judge.PairJudge",
+    "output_judge": "judge.OutputJudge",
     "critic": "critique.Critic",
     "reviser": "critique.Reviser",
 }
 """Program name to its class in `matrix_dspy.programs`, in the order of the path."""
 
 LARGEST_STATE_BYTES = 8 * 2**20
+MOST_DEMOS = 64
+_VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*")
+_CONTENT_MARK = "<<CUSTOM-TYPE-"
+"""DSPy turns text after it into content blocks, such as an image to fetch."""
+
+
+class _FieldState(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prefix: str
+    description: str
+
+
+class _SignatureState(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    instructions: str
+    fields: list[_FieldState]
+
+
+class _PredictorState(BaseModel):
+    """What DSPy saves of a predictor, as far as it is let in."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    demos: list[dict[str, Any]]
+    signature: _SignatureState
+    traces: list[Any] = []
+    train: list[Any] = []
+    lm: Any = None
 
 
 def list_programs() -> list[str]:
@@ -87,7 +123,7 @@ def load_program(name_or_path: str | Path, variant: str = "default") -> dspy.Mod
     program = build_program(name)
     for folder in search_path():
         path = folder / name / f"{variant}.json"
-        if variant.replace("-", "").replace("_", "").replace(".", "").isalnum() and path.is_file():
+        if _VARIANT.fullmatch(variant) and path.is_file():
             return _load_state(program, name, path)
     if variant == "default":
         return program
@@ -96,24 +132,41 @@ def load_program(name_or_path: str | Path, variant: str = "default") -> dspy.Mod
 
 
 def save_program(program: dspy.Module, path: str | Path, *, card: dict[str, Any] | None = None) -> None:
-    """Save a program's state and card as JSON, without its LM.
+    """Save a program's state and card as JSON, without its LM; the file is whole or not there.
 
     `card` adds what is known of how the state came about (optimizer, scores).
 
     Raises:
         ProgramNotFoundError: the program is none of this package's.
+        RunError: the file cannot be written.
     """
     name = name_program(program)
-    copy = program.deepcopy()
-    copy.set_lm(None)  # pyright: ignore[reportArgumentType]
-    state = copy.dump_state()
+    state = _dump_state(program)
     full = {"program": name, "fields": describe_fields(program), **(card or {}), "dspy": dspy.__version__}
-    full["prompt_sha256"] = hash_prompt(program)
-    state["metadata"] = {"dependency_versions": _dspy_versions(), "matrix_dspy": full}
+    full["prompt_sha256"], full["state_sha256"] = hash_prompt(program), _hash(state)
+    whole = {**state, "metadata": {"dependency_versions": _dspy_versions(), "matrix_dspy": full}}
     path = Path(path)
     with boundary(RunError, f"save the state {str(path)!r}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(state, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        beside.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.replace(path)
+
+
+def state_path(folder: Path, name: str, variant: str) -> Path:
+    """Return where a variant of a program is saved in a folder of states.
+
+    Raises:
+        ConfigError: the variant's name will not do as a file name.
+    """
+    if not _VARIANT.fullmatch(variant):
+        raise ConfigError(f"variant {variant!r} does not do; write letters, digits, - and _")
+    return folder / name / f"{variant}.json"
+
+
+def hash_state(program: dspy.Module) -> str:
+    """Hash what shapes a program's prompts (instructions, field texts, demos), whatever DSPy makes of it."""
+    return _hash(_dump_state(program))
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -141,12 +194,10 @@ def read_signature(program: dspy.Module) -> type[dspy.Signature]:
 
 
 def describe_fields(program: dspy.Module) -> list[str]:
-    """Return the fields in order as `input name: type`, the shape a state must fit."""
+    """Return the fields in order as `input name: type` with their bounds, the shape a state must fit."""
     signature = read_signature(program)
-    inputs = [f"input {name}: {_name_type(field.annotation)}" for name, field in signature.input_fields.items()]
-    return inputs + [
-        f"output {name}: {_name_type(field.annotation)}" for name, field in signature.output_fields.items()
-    ]
+    inputs = [f"input {name}: {_name_type(field)}" for name, field in signature.input_fields.items()]
+    return inputs + [f"output {name}: {_name_type(field)}" for name, field in signature.output_fields.items()]
 
 
 def hash_prompt(program: dspy.Module) -> str:
@@ -158,10 +209,29 @@ def hash_prompt(program: dspy.Module) -> str:
     return hashlib.sha256(json.dumps(messages, ensure_ascii=False).encode()).hexdigest()
 
 
-def _name_type(annotation: Any) -> str:
-    return (
-        annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
-    )
+def _name_type(field: Any) -> str:
+    """Name a field's type with its bounds; of a model's own fields a hash of their schema."""
+    annotation = field.annotation
+    is_plain = isinstance(annotation, type) and not hasattr(annotation, "__args__")
+    words = annotation.__name__ if is_plain else str(annotation)
+    schema = TypeAdapter(annotation).json_schema()
+    if "$defs" in schema or "properties" in schema:
+        words += f" #{_hash(schema)[:8]}"
+    return words + "".join(f" [{bound}]" for bound in map(str, field.metadata))
+
+
+def _dump_state(program: dspy.Module) -> dict[str, Any]:
+    """Return a program's state as JSON holds it, without LM and traces."""
+    copy = program.deepcopy()
+    copy.set_lm(None)  # pyright: ignore[reportArgumentType]
+    state = copy.dump_state()
+    for predictor in state.values():
+        predictor["traces"], predictor["train"] = [], []
+    return json.loads(json.dumps(state, ensure_ascii=False))
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")).hexdigest()
 
 
 def _dspy_versions() -> dict[str, str]:
@@ -194,21 +264,70 @@ def _load_state(program: dspy.Module, name: str, path: Path) -> dspy.Module:
         raise StateMismatchError(
             f"{str(path)!r} holds predictors {predictors}, the program has {own}; compile it again"
         )
+    inner = {key: _check_predictor(state[key], predictor, path) for key, predictor in program.named_predictors()}
+    if _hash(inner) != card.get("state_sha256"):
+        raise StateMismatchError(
+            f"{str(path)!r} is not what was saved: its instructions or demos hash to {_hash(inner)[:12]}, "
+            f"its card says {str(card.get('state_sha256'))[:12]}; compile it again, or save a change with save_program"
+        )
     try:
-        for predictor in own:
-            state[predictor]["lm"] = None
-        program.load_state(state)
+        program.load_state({**inner, "metadata": state["metadata"]})
     except Exception as error:
         raise StateMismatchError(f"{str(path)!r} is no state of program {name!r}: {error}; compile it again") from error
     program.set_lm(None)  # pyright: ignore[reportArgumentType]
     return program
 
 
+def _check_predictor(found: Any, predictor: Any, path: Path) -> dict[str, Any]:
+    """Return a predictor's state with nothing in it but what shapes its prompt, or say what is wrong with it."""
+    try:
+        state = _PredictorState.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "predictor"
+        raise StateMismatchError(f"{str(path)!r} is no state: {place}: {first['msg'].lower()}") from error
+    signature = predictor.signature
+    fields = {**signature.input_fields, **signature.output_fields}
+    wanted = [(field.json_schema_extra["prefix"], field.json_schema_extra["desc"]) for field in fields.values()]
+    if (shown := [(field.prefix, field.description) for field in state.signature.fields]) != wanted:
+        raise StateMismatchError(
+            f"{str(path)!r} shows the fields as {[prefix for prefix, _ in shown]}, the program as "
+            f"{[prefix for prefix, _ in wanted]}, or describes them in other words; compile it again"
+        )
+    if len(state.demos) > MOST_DEMOS:
+        raise StateMismatchError(f"{str(path)!r} holds {len(state.demos):,} demos; {MOST_DEMOS} are the most")
+    for number, demo in enumerate(state.demos):
+        _check_demo(demo, fields, f"{str(path)!r}, demo {number}")
+    if _CONTENT_MARK in state.signature.instructions:
+        raise StateMismatchError(f"{str(path)!r}: the instructions hold {_CONTENT_MARK!r}, which DSPy would obey")
+    return {
+        "traces": [],
+        "train": [],
+        "demos": state.demos,
+        "signature": state.signature.model_dump(),
+        "lm": None,
+    }
+
+
+def _check_demo(demo: dict[str, Any], fields: dict[str, Any], where: str) -> None:
+    if unknown := sorted(set(demo) - set(fields) - {"augmented"}):
+        raise StateMismatchError(f"{where} has a field {unknown[0]!r}; the program has {list(fields)}")
+    if _CONTENT_MARK in json.dumps(demo, ensure_ascii=False):
+        raise StateMismatchError(f"{where} holds {_CONTENT_MARK!r}, which DSPy would obey")
+    for name, value in demo.items():
+        if name in fields:
+            try:
+                TypeAdapter(fields[name].annotation).validate_python(value)
+            except ValidationError as error:
+                words = error.errors()[0]["msg"].lower()
+                raise StateMismatchError(f"{where}, field {name!r}: {words}") from error
+
+
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_STATE_BYTES:
             raise StateMismatchError(f"{str(path)!r} is larger than any state ({LARGEST_STATE_BYTES:,} bytes)")
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except StateMismatchError:
         raise
     except OSError as error:
@@ -219,3 +338,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("matrix_dspy"), dict):
         raise StateMismatchError(f"{str(path)!r} is no state saved by matrix_dspy; it has no card")
     return state
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")

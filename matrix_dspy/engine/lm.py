@@ -25,14 +25,15 @@ def build_lm(
     temperature: float = 0.7,
     top_p: float | None = None,
     max_tokens: int = 1024,
+    kind: type[dspy.LM] = dspy.LM,
 ) -> dspy.LM:
-    """Return a `dspy.LM` on `engine`.
+    """Return a `dspy.LM`, or a subclass of it, on `engine`.
 
     With `is_open` the engine was opened in the running loop and stays there; otherwise it is opened in a loop of the
     LM's own on first use and closed when the process ends.
     """
     home = _Home(engine, asyncio.get_running_loop() if is_open else None)
-    return dspy.LM(
+    return kind(
         engine.model or type(engine).__name__,
         temperature=temperature,
         max_tokens=max_tokens,

@@ -55,13 +55,21 @@ class BadRequestError(Exception):
 
 
 class RehearsalServer:
-    """The handlers of one server."""
+    """The handlers of one server; `write` and `model` may be overridden."""
+
+    model = MODEL
 
     def __init__(self, spec: str) -> None:
         self.dials = Dials.from_spec(spec)
         self.stats = Stats()
         self._asked: dict[bytes, int] = {}
         self._answered: set[bytes] = set()
+
+    def write(
+        self, messages: list[dict[str, Any]], sampling: Sampling, packed: bytes
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the texts of an answer and why each ended."""
+        return write_completions(self.dials, messages, sampling, packed)
 
     def build_app(self) -> web.Application:
         """Return the application with its routes."""
@@ -74,7 +82,7 @@ class RehearsalServer:
 
     async def list_models(self, _: web.Request) -> web.Response:
         """Name the one model."""
-        return _answer({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "matrix_dspy"}]})
+        return _answer({"object": "list", "data": [{"id": self.model, "object": "model", "owned_by": "matrix_dspy"}]})
 
     async def check_health(self, _: web.Request) -> web.Response:
         """Say that the server is up."""
@@ -99,8 +107,9 @@ class RehearsalServer:
 
     async def _complete(self, request: web.Request, raw: bytes) -> web.StreamResponse:
         body = _read_body(raw)
-        if body.get("model", MODEL) != MODEL:
-            return _refuse(404, f"the model {body['model']!r} does not exist; there is {MODEL!r}", "model_not_found")
+        if body.get("model", self.model) != self.model:
+            words = f"the model {body['model']!r} does not exist; there is {self.model!r}"
+            return _refuse(404, words, "model_not_found")
         messages, sampling = _read_messages(body), _read_sampling(body)
         known = hashlib.blake2b(raw, digest_size=12).digest()
         n_asked = self._asked.get(known, 0)
@@ -111,10 +120,10 @@ class RehearsalServer:
             await asyncio.sleep(fault.seconds)
         if fault.kind != "none":
             return self._fail(request, fault)
-        texts, reasons = write_completions(self.dials, messages, sampling, packed)
+        texts, reasons = self.write(messages, sampling, packed)
         n_prompt, n_written = count_prompt_tokens(messages), sum(map(estimate_tokens, texts))
         self._count(known, n_prompt, n_written)
-        return _answer(_build_completion(known, texts, reasons, n_prompt, n_written))
+        return _answer(_build_completion(self.model, known, texts, reasons, n_prompt, n_written))
 
     def _fail(self, request: web.Request, fault: Fault) -> web.StreamResponse:
         if fault.kind == "rate":
@@ -141,7 +150,12 @@ async def start_rehearsal_server(spec: str, host: str = "127.0.0.1", port: int =
         ConfigError: `spec` is no rehearsal.
         EngineError: the port cannot be had.
     """
-    runner = web.AppRunner(RehearsalServer(spec).build_app(), access_log=None, shutdown_timeout=1.0)
+    return await start_server(RehearsalServer(spec), host, port)
+
+
+async def start_server(server: RehearsalServer, host: str = "127.0.0.1", port: int = 0) -> tuple[web.AppRunner, int]:
+    """Start a server in the running loop and return its runner and its port; raises EngineError for a taken port."""
+    runner = web.AppRunner(server.build_app(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     site = web.TCPSite(runner, host, port, backlog=4096)
     try:
@@ -157,12 +171,13 @@ async def start_rehearsal_server(spec: str, host: str = "127.0.0.1", port: int =
 
 def serve_rehearsal(spec: str, host: str = "127.0.0.1", port: int = 8000) -> None:
     """Serve until interrupted; prints one line with the address when ready."""
-    asyncio.run(_serve(spec, host, port))
+    asyncio.run(serve(RehearsalServer(spec), "rehearsal, a rule-based stand-in", host, port))
 
 
-async def _serve(spec: str, host: str, port: int) -> None:
-    runner, found = await start_rehearsal_server(spec, host, port)
-    print(f"rehearsal, a rule-based stand-in: --lm http://{host}:{found}/v1", flush=True)  # noqa: T201
+async def serve(server: RehearsalServer, words: str, host: str, port: int) -> None:
+    """Serve until interrupted; `words` say what it is, beside the address."""
+    runner, found = await start_server(server, host, port)
+    print(f"{words}: --lm http://{host}:{found}/v1", flush=True)  # noqa: T201
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
@@ -197,7 +212,15 @@ def _read_sampling(body: Mapping[str, Any]) -> Sampling:
     stops = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else None
     if stops is None or not all(isinstance(each, str) for each in stops):
         raise BadRequestError("'stop' must be a string or a list of strings")
-    return Sampling(max_tokens=limit, stop=stops, n=n, response_schema=_read_schema(body.get("response_format")))
+    temperature, seed = body.get("temperature", 1.0), body.get("seed")
+    return Sampling(
+        temperature=temperature if isinstance(temperature, int | float) else 1.0,
+        seed=seed if isinstance(seed, int) else None,
+        max_tokens=limit,
+        stop=stops,
+        n=n,
+        response_schema=_read_schema(body.get("response_format")),
+    )
 
 
 def _read_schema(response_format: Any) -> dict[str, Any] | None:
@@ -209,13 +232,13 @@ def _read_schema(response_format: Any) -> dict[str, Any] | None:
 
 
 def _build_completion(
-    known: bytes, texts: tuple[str, ...], reasons: tuple[str, ...], n_prompt: int, n_written: int
+    model: str, known: bytes, texts: tuple[str, ...], reasons: tuple[str, ...], n_prompt: int, n_written: int
 ) -> dict[str, Any]:
     return {
         "id": f"chatcmpl-{known.hex()}",
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": MODEL,
+        "model": model,
         "choices": [
             {"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": reason, "logprobs": None}
             for i, (text, reason) in enumerate(zip(texts, reasons, strict=True))

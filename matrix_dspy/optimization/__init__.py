@@ -1,0 +1,1 @@
+"""Judged sets, agreement, metrics, and the compiling of programs against them."""

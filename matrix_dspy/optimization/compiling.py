@@ -1,0 +1,741 @@
+"""Compile a program against its judged set: measure, optimise, measure again, and keep what is better for sure.
+
+The work lies in a folder of its own: what is compiled (`compile.toml`), every completion (`journal/`), the state it
+began from (`start.json`), the test scores row by row (`scores.parquet`). The same command in the same folder goes on
+where it was killed.
+"""
+
+import contextlib
+import contextvars
+import threading
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dspy
+import polars as pl
+import tomli_w
+
+from matrix_dspy.bulk.folder import take_lock
+from matrix_dspy.bulk.journal import Journal
+from matrix_dspy.bulk.tables import write_parquet, write_text
+from matrix_dspy.config import SAMPLING
+from matrix_dspy.engine.base import Engine
+from matrix_dspy.engine.spec import build_engine
+from matrix_dspy.errors import ConfigError, RunError, boundary
+from matrix_dspy.loading import (
+    build_program,
+    hash_state,
+    load_program,
+    read_card,
+    read_signature,
+    save_program,
+    state_path,
+)
+from matrix_dspy.optimization import agreement
+from matrix_dspy.optimization.guards import build_adapter
+from matrix_dspy.optimization.judged import (
+    GOOD,
+    JUDGES,
+    JudgedRow,
+    JudgedSet,
+    Split,
+    list_judged,
+    load_judged,
+    sample_rows,
+    turn_pair,
+)
+from matrix_dspy.optimization.metering import BudgetSpent, EngineDown, EngineRoom, Meter, MeteredEngine, raise_if_down
+from matrix_dspy.optimization.metrics import Judge, Metric, Score, read_judge_card, read_level
+from matrix_dspy.optimization.optimizers import (
+    MAX_DEMOS,
+    Bench,
+    OptimizerName,
+    choose_demos,
+    least_budget,
+    optimize,
+)
+from matrix_dspy.optimization.scoreboard import Scoreboard
+
+DEFAULT_BUDGET = 1500
+N_REPEATS = 2
+"""Times a judge is asked again for its noise, on `N_NOISE_ROWS` rows."""
+N_NOISE_ROWS = 20
+SAMPLES: dict[str, dict[Split, int]] = {"output_judge": {"train": 60, "val": 40}}
+"""Rows to draw of a split; all where it is not named. The output judge's set is that of all writers together."""
+BOOTSTRAP_QUANTILE = 0.75
+METRIC_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one compile is."""
+
+    program: str
+    optimizer: OptimizerName
+    lm: str = ""
+    """The model the program is compiled for, as after `--lm`; empty compiles without any call."""
+    teacher_lm: str = ""
+    judge_lm: str = ""
+    budget: int = DEFAULT_BUDGET
+    """LM calls of all roles."""
+    variant: str = ""
+    start: str = "default"
+    """Variant to begin with; `written` is the program as written."""
+    seed: int = 0
+    judged: Path | None = None
+    """A judged set of the user's own."""
+    out: Path = Path("optimized")
+    work: Path | None = None
+    """Folder for the work; by default `runs/compile/<program>-<optimizer>`."""
+    concurrency: int = 16
+    force: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the work lies."""
+        return self.work or Path("runs") / "compile" / "-".join(
+            filter(None, [self.program, self.optimizer, self.variant])
+        )
+
+
+@dataclass
+class Compiled:
+    """What came of it."""
+
+    program: str
+    path: Path | None
+    """The state that was saved; None where nothing better than the start was found."""
+    is_default: bool
+    words: str
+    """Why it became the default or did not."""
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a compile will take."""
+
+    n_measuring: int
+    """Calls to measure the start and the result."""
+    n_optimizing: int
+    """Calls left to the optimizer."""
+    least: int
+    """Smallest budget that does."""
+    prompt_tokens: int
+    completion_tokens: int
+
+
+Say = Callable[[str], None]
+
+
+def compile_program(plan: Plan, say: Say = lambda words: None) -> Compiled:
+    """Compile one program as planned, and save the result with its card.
+
+    Raises:
+        ConfigError: the plan does not do: an optimizer without its LM, a budget too small, an unmeasured judge.
+        TableError: the judged set cannot be read.
+        RunError: the folder holds another compile.
+        EngineError: a model cannot be used.
+    """
+    if not plan.lm:
+        return _compile_unmeasured(plan)
+    return _Compile(plan, say).run()
+
+
+def forecast(plan: Plan) -> Forecast:
+    """Say what a compile will take, without any call."""
+    judged = _load_set(plan)
+    splits = {name: _draw(judged, name, plan.seed) for name in ("train", "val", "test")}
+    per_row = 1 if plan.program in JUDGES else 2
+    n_measuring = _count_measuring(plan, len(splits["val"]), len(splits["test"]), per_row)
+    least = n_measuring + least_budget(plan.optimizer, len(splits["train"]), len(splits["val"]), per_row)
+    program = load_start(plan)
+    n_prompt = _estimate_prompt(program, splits["val"])
+    limit = SAMPLING[plan.program].max_tokens
+    return Forecast(
+        n_measuring, max(0, plan.budget - n_measuring), least, n_prompt * plan.budget, limit // 3 * plan.budget
+    )
+
+
+def load_start(plan: Plan) -> dspy.Module:
+    """Return the program a compile begins with."""
+    return build_program(plan.program) if plan.start == "written" else load_program(plan.program, plan.start)
+
+
+def _compile_unmeasured(plan: Plan) -> Compiled:
+    """Choose demos without any LM; the card says that nothing was measured."""
+    if plan.optimizer != "labeled":
+        raise ConfigError(f"{plan.optimizer} needs a model; add --lm, or take --optimizer labeled, which makes no call")
+    program = build_program(plan.program)
+    predictor: Any = program.predictors()[0]
+    card: dict[str, Any] = {"optimizer": "labeled", "measured": False}
+    if plan.judged is not None or plan.program in list_judged():
+        judged = _load_set(plan)
+        predictor.demos = choose_demos(plan.program, judged.split("train"), MAX_DEMOS.get(plan.program, 0))
+        card["judged"] = {"sha256": judged.sha256, "rows": len(judged.rows)}
+    card["settings"] = {"max_demos": MAX_DEMOS.get(plan.program, 0), "demos": len(predictor.demos)}
+    default = plan.out / plan.program / "default.json"
+    is_kept = default.is_file() and bool(read_card(default).get("measured"))
+    name = plan.variant or ("labeled" if is_kept else "default")
+    path = state_path(plan.out, plan.program, name)
+    save_program(program, path, card=card)
+    n = len(predictor.demos)
+    words = f"{n} demos chosen, nothing was measured" if n else "as written, without demos; nothing was measured"
+    if is_kept:
+        words += "; the default was measured and stays"
+    return Compiled(plan.program, path, name == "default", words, card)
+
+
+class _Compile:
+    """One compile with models, from start to saved state."""
+
+    def __init__(self, plan: Plan, say: Say) -> None:
+        self.plan = plan
+        self.say = say
+        self.judged = _load_set(plan)
+        self.rows = {name: _draw(self.judged, name, plan.seed) for name in ("train", "val", "test")}
+        self.per_row = 1 if plan.program in JUDGES else 2
+        self.n_measuring = _count_measuring(plan, len(self.rows["val"]), len(self.rows["test"]), self.per_row)
+        needed = self.n_measuring + least_budget(
+            plan.optimizer, len(self.rows["train"]), len(self.rows["val"]), self.per_row
+        )
+        if plan.budget < needed:
+            raise ConfigError(
+                f"a budget of {plan.budget:,} calls does not do for {plan.program} by {plan.optimizer}: measuring "
+                f"takes {self.n_measuring:,}, and the least that can be tried {needed:,} in all; raise --budget"
+            )
+        self.board = Scoreboard()
+        self.best: tuple[float, str] | None = None
+
+    def run(self) -> Compiled:
+        """Do it all; the folder is held while it lasts."""
+        folder = self.plan.folder
+        with boundary(RunError, f"make the folder {folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(folder)
+        room = EngineRoom()
+        try:
+            with _quiet(folder / "optimizer.log"):
+                return self._run(folder, room)
+        finally:
+            room.close()
+            lock.release()
+
+    def _run(self, folder: Path, room: EngineRoom) -> Compiled:
+        engines = self._open_engines(room)
+        self.models = {role: engine.model for role, engine in engines.items()}
+        start = self._take_start(folder)
+        judge_state, quality = self._find_judge()
+        self._hold_identity(folder, judge_state)
+        self.meter, self.journal = Meter(folder, self.plan.budget), Journal(folder / "journal")
+        try:
+            with self._watch():
+                self._build_lms(room, engines)
+                self.metric = Metric(self.plan.program, self.judged, self._build_judge(quality))
+                return self._work(folder, start)
+        except EngineDown:
+            raise_if_down(self.meter)
+            raise
+        finally:
+            self.journal.close()
+            self.meter.close()
+
+    def _open_engines(self, room: EngineRoom) -> dict[str, Engine]:
+        """Open one engine for each model that is named, and return it per role."""
+        plan = self.plan
+        specs = {"task": plan.lm, "teacher": plan.teacher_lm or plan.lm, "judge": plan.judge_lm or plan.lm}
+        opened: dict[str, Engine] = {}
+        for spec in specs.values():
+            if spec not in opened:
+                opened[spec] = build_engine(spec, concurrency=plan.concurrency, patience_s=120.0)
+                room.open(opened[spec])
+        return {role: opened[spec] for role, spec in specs.items()}
+
+    def _take_start(self, folder: Path) -> dspy.Module:
+        """Return the state the compile began from; a later start of the same command begins from it too."""
+        kept = folder / "start.json"
+        if kept.is_file():
+            return load_program(kept)
+        program = load_start(self.plan)
+        save_program(program, kept, card={"optimizer": "start"})
+        return program
+
+    def _find_judge(self) -> tuple[dspy.Module | None, list[float]]:
+        if self.plan.program in JUDGES:
+            return None, []
+        path = find_state("output_judge", self.plan.out)
+        card = read_card(path) if path else None
+        program = load_program(path) if path else build_program("output_judge")
+        return program, read_judge_card(card, self.models["judge"], self.plan.program, force=self.plan.force)
+
+    def _hold_identity(self, folder: Path, judge: dspy.Module | None) -> None:
+        """Write what this compile is, or compare it with what the folder holds."""
+        plan = self.plan
+        identity = {
+            "program": plan.program,
+            "optimizer": plan.optimizer,
+            "seed": plan.seed,
+            "budget": plan.budget,
+            "judged": self.judged.sha256,
+            "metric": METRIC_VERSION,
+            "models": self.models,
+            "start": hash_state(load_program(folder / "start.json")),
+            "judge": hash_state(judge) if judge is not None else "",
+            "dspy": dspy.__version__,
+        }
+        path = folder / "compile.toml"
+        if not path.is_file():
+            write_text(tomli_w.dumps(identity), path)
+            return
+        with boundary(RunError, f"read {str(path)!r}"):
+            found = tomllib.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in identity if found.get(key) != identity[key]]
+        if changed:
+            raise RunError(
+                f"{str(folder)!r} holds another compile: {changed[0]} was {found.get(changed[0])!r} and is "
+                f"{identity[changed[0]]!r}; give another folder with --work"
+            )
+
+    def _build_lms(self, room: EngineRoom, engines: dict[str, Engine]) -> None:
+        def build(role: str, program: str, *, is_memo: bool = False) -> dspy.LM:
+            metered = MeteredEngine(engines[role], role, self.meter, self.journal, is_memo=is_memo)
+            return room.build_lm(metered, SAMPLING[program])
+
+        self.task_lm = build("task", self.plan.program)
+        self.judge_lm = build("judge", "output_judge", is_memo=True)
+        self.teacher_lm = build("teacher", "responder")
+
+    def _build_judge(self, quality: list[float]) -> Judge | None:
+        if self.plan.program in JUDGES:
+            return None
+        path = find_state("output_judge", self.plan.out)
+        program = load_program(path) if path else build_program("output_judge")
+        return Judge(program, self.judge_lm, self.judged.rubric, quality)
+
+    def _work(self, folder: Path, start: dspy.Module) -> Compiled:
+        examples = {name: [self.metric.build_example(row) for row in rows] for name, rows in self.rows.items()}
+        student = self.board.track(start)
+        val = examples["val"]
+        self.meter.kept_back = self.n_measuring - len(val) * self.per_row
+        before_val = self._evaluate(student, val)
+        self.say(f"{self.plan.program}: the start scores {_mean(before_val):.3f} on {len(val)} validation rows")
+        self.meter.kept_back = self.n_measuring - len(val) * self.per_row  # spent already; the rest stays kept back
+        chosen = self._optimize(student, examples, before_val)
+        self.meter.kept_back -= len(val) * self.per_row
+        winner, after_val = self._choose(student, chosen, val, before_val)
+        self.meter.kept_back = 0
+        return self._finish(folder, start, winner, examples["test"], _mean(before_val), after_val)
+
+    def _optimize(
+        self, student: dspy.Module, examples: dict[str, list[dspy.Example]], before: Sequence[float]
+    ) -> dspy.Module | None:
+        """Run the optimizer within its share of the budget; None where it was stopped or chose nothing."""
+        plan, meter = self.plan, self.meter
+        bench = Bench(
+            program=plan.program,
+            rows=self.rows["train"],
+            train=examples["train"],
+            val=examples["val"],
+            score=self._score,
+            feedback=self._feedback,
+            task_lm=self.task_lm,
+            teacher_lm=self.teacher_lm,
+            budget=meter.room,
+            calls_per_row=self.per_row,
+            threshold=_choose_threshold(before),
+            concurrency=plan.concurrency,
+            seed=plan.seed,
+            max_demos=MAX_DEMOS.get(plan.program, 0),
+        )
+        with dspy.context(lm=self.task_lm, adapter=build_adapter(), warn_on_type_mismatch=False):
+            try:
+                return optimize(plan.optimizer, student, bench)
+            except BudgetSpent:
+                self.say(f"{plan.program}: the optimizer's share of the budget is spent; the best so far is taken")
+                return None
+            except ConfigError:
+                raise
+            except Exception as error:
+                raise_if_down(meter)
+                if meter.is_spent:
+                    return None
+                raise RunError(f"{plan.optimizer} failed on {plan.program!r}: {error}; see optimizer.log") from error
+
+    def _choose(
+        self, student: dspy.Module, chosen: dspy.Module | None, val: list[dspy.Example], before: Sequence[float]
+    ) -> tuple[dspy.Module | None, float]:
+        """Return the better of the optimizer's choice and the start on the validation rows; None is the start."""
+        if chosen is None:
+            ranked = self.board.rank(student)
+            if not ranked:
+                return None, _mean(before)
+            chosen = self.board.build(ranked[0], student)
+        known = self.board.note(chosen)
+        if known == self.board.note(student):
+            return None, _mean(before)
+        chosen = self.board.build(known, student)
+        after = _mean(self._evaluate(chosen, val))
+        return (chosen, after) if after > _mean(before) else (None, after)
+
+    def _finish(
+        self,
+        folder: Path,
+        start: dspy.Module,
+        winner: dspy.Module | None,
+        test: list[dspy.Example],
+        before_val: float,
+        after_val: float,
+    ) -> Compiled:
+        outputs_before = self._predict(start, test)
+        before = [score.value for score in self._measure(test, outputs_before)]
+        result = _strip(winner, start) if winner is not None else start
+        outputs_after = self._predict(result, test) if winner is not None else outputs_before
+        after = [score.value for score in self._measure(test, outputs_after)] if winner is not None else before
+        gain = agreement.compare(before, after, self.plan.seed)
+        self._write_scores(folder, before, after)
+        card = self._build_card(before, after, gain, before_val, after_val)
+        if self.plan.program in JUDGES:
+            card["agreement"] = self._describe_judge(outputs_after, result)
+        return self._save(result, card, gain, is_new=winner is not None)
+
+    def _save(self, result: dspy.Module, card: dict[str, Any], gain: agreement.Interval, *, is_new: bool) -> Compiled:
+        """Save the result as variant or as default, and say why."""
+        plan = self.plan
+        default = state_path(plan.out, plan.program, "default")
+        is_sure, may_replace, why = gain.low > 0, *self._may_replace(default)
+        words = f"gain {gain} on {len(self.rows['test'])} test rows"
+        name = plan.variant or plan.optimizer
+        if not is_new:
+            words = "nothing tried was better than the start on the validation rows"
+            path = self._keep_agreement(default, result, card)
+            return Compiled(plan.program, path, False, words + "; the default stays", card)
+        if is_sure and may_replace:
+            _keep_previous(default)
+            save_program(result, default, card={**card, "accepted": True})
+            if plan.variant:
+                save_program(result, state_path(plan.out, plan.program, name), card={**card, "accepted": True})
+            return Compiled(plan.program, default, True, f"{words}: it is the default now", card)
+        if not is_sure:
+            why = "the interval does not exclude zero"
+        path = state_path(plan.out, plan.program, name)
+        save_program(result, path, card={**card, "accepted": False})
+        return Compiled(plan.program, path, False, f"{words}: kept as variant {name!r}, since {why}", card)
+
+    def _may_replace(self, default: Path) -> tuple[bool, str]:
+        if self.plan.force:
+            return False, "the judge was forced"
+        if self.plan.judged is not None:
+            return True, ""
+        if self.plan.start != "default" and default.is_file() and read_card(default).get("measured"):
+            return False, f"it was measured against {self.plan.start!r}, not against the default"
+        return True, ""
+
+    def _keep_agreement(self, default: Path, result: dspy.Module, card: dict[str, Any]) -> Path | None:
+        """Note a judge's agreement in the card of the default that stays; nothing is saved for other programs."""
+        if self.plan.program not in JUDGES or self.plan.start != "default":
+            return None
+        known = read_card(default) if default.is_file() else {"optimizer": "written", "measured": True}
+        kept = {key: value for key, value in known.items() if key not in _OWN_KEYS}
+        models = {**(known.get("agreement") or {}), **card["agreement"]}
+        save_program(result, default, card={**kept, "agreement": models})
+        return default
+
+    def _build_card(
+        self,
+        before: Sequence[float],
+        after: Sequence[float],
+        gain: agreement.Interval,
+        before_val: float,
+        after_val: float,
+    ) -> dict[str, Any]:
+        plan, meter = self.plan, self.meter
+        seed = plan.seed
+        return {
+            "optimizer": plan.optimizer,
+            "settings": {
+                "seed": seed,
+                "budget": plan.budget,
+                "start": plan.start,
+                "max_demos": MAX_DEMOS.get(plan.program, 0),
+                "sampling": SAMPLING[plan.program].model_dump(exclude_none=True),
+            },
+            "measured": True,
+            "forced": plan.force,
+            "lm": self.models["task"],
+            "teacher_lm": self.models["teacher"],
+            "judge_lm": "" if plan.program in JUDGES else self.models["judge"],
+            "metric": {
+                "name": "agreement" if plan.program in JUDGES else "checks and judge",
+                "version": METRIC_VERSION,
+            },
+            "judged": {"sha256": self.judged.sha256, "rows": len(self.judged.rows)},
+            "n_train": len(self.rows["train"]),
+            "n_val": len(self.rows["val"]),
+            "n_test": len(self.rows["test"]),
+            "val": {"before": round(before_val, 4), "after": round(after_val, 4)},
+            "test": {
+                "before": agreement.bootstrap(_mean, before, seed=seed).dump(),
+                "after": agreement.bootstrap(_mean, after, seed=seed).dump(),
+                "gain": gain.dump(),
+            },
+            "calls": {"total": meter.n_taken, **dict(sorted(meter.by_role.items()))},
+            "candidates": len(self.board),
+            "unjudged": self.metric.n_unjudged,
+        }
+
+    def _describe_judge(self, outputs: list[dict[str, Any] | None], judge: dspy.Module) -> dict[str, Any]:
+        """Measure a judge on its held-out rows: agreement, calibration, order, noise; by the model's name."""
+        rows = self.rows["test"]
+        if self.plan.program == "pair_judge":
+            return {self.models["task"]: self._describe_pairs(rows, outputs)}
+        answered = [(row, output) for row, output in zip(rows, outputs, strict=True) if output is not None]
+        labels = [row.score or 0 for row, _ in answered]
+        scores = [read_level(self.plan.program, output) for _, output in answered]
+        seed = self.plan.seed
+        found: dict[str, Any] = agreement.describe_agreement(labels, scores, seed)
+        found["unanswered"] = len(rows) - len(answered)
+        found["quality"] = agreement.calibrate_quality(scores, labels)
+        found["probability"] = agreement.calibrate(scores, [label >= GOOD for label in labels])
+        found["repeat_noise"] = self._measure_noise(judge)
+        found["by_program"] = {}
+        if self.plan.program == "output_judge":
+            names = [row.id.rpartition("-")[0] for row, _ in answered]
+            for name in dict.fromkeys(names):
+                own = [i for i, other in enumerate(names) if other == name]
+                found["by_program"][name] = agreement.describe_agreement(
+                    [labels[i] for i in own], [scores[i] for i in own], seed
+                )
+        if self.plan.program == "response_judge":
+            found["pairs"] = self._compare_pairs(judge)
+        return {self.models["task"]: found}
+
+    def _describe_pairs(self, rows: list[JudgedRow], outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
+        right = {
+            row.id: output is not None and output["preference"] == row.output["preference"]
+            for row, output in zip(rows, outputs, strict=True)
+        }
+        first = [row.id for row in rows if not row.id.endswith("-turned")]
+        one, other = [right[name] for name in first], [right[f"{name}-turned"] for name in first]
+        found = agreement.describe_orders(one, other, self.plan.seed)
+        agreed = [a for a, b in zip(one, other, strict=True) if a == b]
+        found["probability"] = {"both_orders": round(_mean([float(each) for each in agreed]), 4), "tie": 0.5}
+        found["is_calibrated"] = len(first) >= agreement.LEAST_PAIRS
+        found["by_program"] = {}
+        return found
+
+    def _compare_pairs(self, judge: dspy.Module) -> dict[str, Any]:
+        """Let a judge of single responses score both sides of the held-out pairs."""
+        pairs = load_judged("pair_judge").split("test")
+        examples = [
+            dspy.Example(instruction=row.inputs["instruction"], response=row.inputs[side]).with_inputs(
+                "instruction", "response"
+            )
+            for row in pairs
+            for side in ("response_a", "response_b")
+        ]
+        outputs = self._predict(judge, examples)
+        margins: list[int] = []
+        right: list[bool] = []
+        for row, a, b in zip(pairs, outputs[::2], outputs[1::2], strict=True):
+            if a is not None and b is not None:
+                margins.append(int(a["score"]) - int(b["score"]))
+                right.append(row.output["preference"] == "A")
+        halves = [
+            0.5 if margin == 0 else float((margin > 0) == is_a) for margin, is_a in zip(margins, right, strict=True)
+        ]
+        table = agreement.calibrate_margin(margins, right)
+        return {
+            "n": len(margins),
+            "agreement": agreement.bootstrap(_mean, halves, seed=self.plan.seed).dump(),
+            "ties": round(_mean([float(margin == 0) for margin in margins]), 4),
+            "probability_by_margin": {str(margin): value for margin, value in table.items()},
+            "is_calibrated": len(margins) >= agreement.LEAST_PAIRS,
+        }
+
+    def _measure_noise(self, judge: dspy.Module) -> dict[str, Any]:
+        rows = sample_rows(self.rows["test"], N_NOISE_ROWS, self.plan.seed)
+        examples = [self.metric.build_example(row) for row in rows]
+        repeats = [self._predict(judge, examples) for _ in range(N_REPEATS)]
+        scored = [
+            [read_level(self.plan.program, output) for output in outputs if output is not None]
+            for outputs in zip(*repeats, strict=True)
+        ]
+        return agreement.describe_noise(scored)
+
+    def _score(self, example: dspy.Example, prediction: Any, trace: Any = None) -> float:
+        value = self.metric.score(example, prediction)
+        self._note(example, prediction, value)
+        return value
+
+    def _feedback(
+        self, example: dspy.Example, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
+    ) -> dspy.Prediction:
+        found: Any = self.metric.feedback(example, prediction)
+        self._note(example, prediction, found.score)
+        return found
+
+    def _note(self, example: dspy.Example, prediction: Any, value: float) -> None:
+        self.board.score(prediction, self.metric.find(example).id, value)
+
+    def _evaluate(self, program: dspy.Module, examples: list[dspy.Example]) -> list[float]:
+        return [score.value for score in self._measure(examples, self._predict(program, examples, is_noted=True))]
+
+    def _predict(
+        self, program: dspy.Module, examples: list[dspy.Example], *, is_noted: bool = False
+    ) -> list[dict[str, Any] | None]:
+        """Return the output fields for each example; None where no answer could be read."""
+
+        def ask(example: dspy.Example) -> dict[str, Any] | None:
+            with dspy.context(lm=self.task_lm, adapter=build_adapter(), trace=[], warn_on_type_mismatch=False):
+                try:
+                    prediction = program(**example.inputs().toDict())
+                    if is_noted:
+                        self._score(example, prediction)
+                    return dict(prediction.items())
+                except Exception:  # an answer without its fields, or a request the server refuses
+                    return None
+
+        return _map(ask, examples, self.plan.concurrency)
+
+    def _measure(self, examples: list[dspy.Example], outputs: list[dict[str, Any] | None]) -> list[Score]:
+        def rate(pair: tuple[dspy.Example, dict[str, Any] | None]) -> Score:
+            example, output = pair
+            row = self.metric.find(example)
+            return Score(0.0, "the answer could not be read") if output is None else self.metric.measure(row, output)
+
+        return _map(rate, list(zip(examples, outputs, strict=True)), self.plan.concurrency)
+
+    def _write_scores(self, folder: Path, before: Sequence[float], after: Sequence[float]) -> None:
+        rows = self.rows["test"]
+        frame = pl.DataFrame({"id": [row.id for row in rows], "before": list(before), "after": list(after)})
+        write_parquet(frame, folder / "scores.parquet")
+
+    @contextlib.contextmanager
+    def _watch(self) -> Iterator[None]:
+        """Say every few seconds what has been spent."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            last = -1
+            while not ended.wait(5.0):
+                if self.meter.n_taken != last:
+                    last = self.meter.n_taken
+                    self.say(self._describe_spend())
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _describe_spend(self) -> str:
+        roles = ", ".join(f"{role} {n:,}" for role, n in sorted(self.meter.by_role.items()))
+        tokens = sum(self.meter.tokens_by_role.values())
+        return (
+            f"{self.plan.program}: {self.meter.n_taken:,} of {self.plan.budget:,} calls ({roles}), {tokens:,} tokens, "
+            f"{len(self.board)} candidates"
+        )
+
+
+_OWN_KEYS = ("program", "fields", "dspy", "prompt_sha256", "state_sha256", "agreement")
+
+
+def find_state(program: str, out: Path, variant: str = "default") -> Path | None:
+    """Return the file of a state: in `out` first, then on the search path."""
+    from matrix_dspy.loading import search_path
+
+    places = [state_path(folder, program, variant) for folder in (out, *search_path())]
+    return next((path for path in places if path.is_file()), None)
+
+
+def _load_set(plan: Plan) -> JudgedSet:
+    judged = load_judged(plan.program, plan.judged)
+    if plan.program == "pair_judge":
+        rows = tuple(other for row in judged.rows for other in (row, turn_pair(row)))
+        judged = JudgedSet(judged.program, rows, judged.rubric, judged.sha256)
+    for name in ("train", "val", "test"):
+        if plan.lm and not judged.split(name):
+            raise ConfigError(f"the judged set of {plan.program!r} has no {name} rows; label some, or set their split")
+    return judged
+
+
+def _draw(judged: JudgedSet, split: Split, seed: int) -> list[JudgedRow]:
+    return sample_rows(judged.split(split), SAMPLES.get(judged.program, {}).get(split, 0), seed)
+
+
+def _count_measuring(plan: Plan, n_val: int, n_test: int, per_row: int) -> int:
+    """Return the calls to measure start and result on validation and test rows, and a judge's noise and pairs."""
+    n = 2 * (n_val + n_test) * per_row
+    if plan.program in JUDGES and plan.program != "pair_judge":
+        n += N_REPEATS * min(N_NOISE_ROWS, n_test)
+    if plan.program == "response_judge":
+        n += 2 * len(load_judged("pair_judge").split("test"))
+    return n
+
+
+def _choose_threshold(scores: Sequence[float]) -> float:
+    """Return the score from which an output may serve as a demo: the best quarter of the start's."""
+    ordered = sorted(scores)
+    return ordered[int(BOOTSTRAP_QUANTILE * (len(ordered) - 1))] if ordered else 0.5
+
+
+def _estimate_prompt(program: dspy.Module, rows: Sequence[JudgedRow]) -> int:
+    from matrix_dspy.bulk.prompt import Prompt
+    from matrix_dspy.text import estimate_tokens
+
+    prompt = Prompt.of(program)
+    sizes = [sum(estimate_tokens(each["content"]) for each in prompt.messages(row.inputs)) for row in rows]
+    return sum(sizes) // max(1, len(sizes))
+
+
+def _strip(winner: dspy.Module, start: dspy.Module) -> dspy.Module:
+    """Return the winner as a plain copy of the program, without marks and without an LM."""
+    plain = start.deepcopy()
+    found: Any = winner.predictors()[0]
+    predictor: Any = plain.predictors()[0]
+    predictor.signature = read_signature(plain).with_instructions(found.signature.instructions)
+    names = [*predictor.signature.input_fields, *predictor.signature.output_fields]
+    predictor.demos = [dspy.Example({name: demo[name] for name in names if name in demo}) for demo in found.demos]
+    return plain
+
+
+def _keep_previous(default: Path) -> None:
+    """Keep a measured default that is about to be replaced, as variant `previous`."""
+    if default.is_file() and read_card(default).get("measured"):
+        default.replace(default.with_name("previous.json"))
+
+
+def _map(work: Callable[[Any], Any], items: Sequence[Any], n_threads: int) -> list[Any]:
+    """Run `work` on all items in threads that see the caller's context; the first BaseException ends it."""
+    with ThreadPoolExecutor(n_threads) as threads:
+        futures = [threads.submit(contextvars.copy_context().run, work, item) for item in items]
+        return [future.result() for future in futures]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if len(values) else 0.0
+
+
+@contextlib.contextmanager
+def _quiet(path: Path) -> Iterator[None]:
+    """Send what DSPy's optimizers print, draw and log to a file."""
+    import logging
+
+    handler = logging.FileHandler(path, encoding="utf-8")
+    loggers = [logging.getLogger(name) for name in ("dspy", "gepa", "optuna")]
+    before = [(each.handlers[:], each.propagate) for each in loggers]
+    with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        for each in loggers:
+            each.handlers, each.propagate = [handler], False
+        try:
+            yield
+        finally:
+            for each, (handlers, propagate) in zip(loggers, before, strict=True):
+                each.handlers, each.propagate = handlers, propagate
+            handler.close()

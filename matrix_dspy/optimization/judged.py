@@ -1,0 +1,268 @@
+"""Judged sets: rows of a program's inputs and one output with a score from 1 to 5, a reason and a split.
+
+The shipped sets lie in `data/judged/<program>.jsonl`, each with its rubric and data card in `<program>.md`; a user's
+own file has the same form. Three programs are read in a way of their own: a judge's row holds the right verdict as its
+output, `pair_judge` has a preference in place of a score, and `output_judge` has no file: it learns from the rows of
+all programs that write.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import dspy
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from matrix_dspy.errors import TableError, boundary, did_you_mean
+from matrix_dspy.loading import PROGRAMS, build_program, read_signature
+from matrix_dspy.text import clean_value
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+LEVELS = (1, 2, 3, 4, 5)
+GOOD = 4
+"""Lowest score of an output that does."""
+JUDGES = ("response_judge", "pair_judge", "output_judge", "instruction_rater")
+"""Programs whose outputs are verdicts: tuned to agree with labels, in this order."""
+QUALITIES = ("very poor", "poor", "average", "good", "excellent")
+DIFFICULTIES = ("very easy", "easy", "medium", "hard", "very hard")
+_CARD = "\n## Data card"
+
+
+class JudgedRow(BaseModel):
+    """One labelled row."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(min_length=1)
+    split: Split
+    inputs: dict[str, Any]
+    output: dict[str, Any]
+    score: int | None = Field(default=None, ge=1, le=5)
+    """How good the output is; of a judge's row the verdict itself; None in a row of `pair_judge`."""
+    reason: str = ""
+    case: str = ""
+    """What kind of case the row is: `plain`, or the difficulty it shows."""
+
+
+@dataclass(frozen=True)
+class JudgedSet:
+    """All rows of one program, with the rubric they were labelled by."""
+
+    program: str
+    rows: tuple[JudgedRow, ...]
+    rubric: str
+    sha256: str
+    """Hash of the rows, for cards."""
+
+    def split(self, name: Split) -> list[JudgedRow]:
+        """Return the rows of one split in the order of the file."""
+        return [row for row in self.rows if row.split == name]
+
+
+def judged_folder() -> Path:
+    """Return where the shipped sets lie."""
+    return Path(__file__).parent.parent / "data" / "judged"
+
+
+def list_judged() -> list[str]:
+    """Return the programs that have a shipped set, in the order of the path."""
+    return [name for name in PROGRAMS if name == "output_judge" or (judged_folder() / f"{name}.jsonl").is_file()]
+
+
+def list_written() -> list[str]:
+    """Return the programs with a shipped set that write, rather than judge."""
+    return [name for name in list_judged() if name not in JUDGES]
+
+
+def load_judged(program: str, path: Path | None = None) -> JudgedSet:
+    """Return the judged set of `program`: the shipped one, or a file of the same form.
+
+    The rubric is the text of the `.md` beside the file up to its data card; a user's file without one is judged by the
+    shipped rubric.
+
+    Raises:
+        ProgramNotFoundError: there is no such program.
+        TableError: there is no set for it, or a row does not fit the program; the row is named.
+    """
+    build_program(program)
+    if path is None and program == "output_judge":
+        return _join_written()
+    place = path or judged_folder() / f"{program}.jsonl"
+    if not place.is_file():
+        known = f"shipped are {', '.join(list_judged())}" if path is None else "check the path"
+        raise TableError(f"no judged set {str(place)!r} for {program!r}; {known}")
+    rows = read_rows(program, place)
+    return JudgedSet(program, tuple(rows), _read_rubric(program, place), _hash_rows(rows))
+
+
+def read_rows(program: str, path: Path) -> list[JudgedRow]:
+    """Read and check the rows of a file.
+
+    Raises:
+        TableError: a line is no row of this program; the line and the fault are named.
+    """
+    with boundary(TableError, f"read the judged set {str(path)!r}"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    check = RowCheck(program)
+    rows: list[JudgedRow] = []
+    seen: set[str] = set()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = check.read(line)
+        except ValueError as error:
+            raise TableError(f"{str(path)!r}, line {number}: {error}") from None
+        if row.id in seen:
+            raise TableError(f"{str(path)!r}, line {number}: the id {row.id!r} stands there twice; give each its own")
+        seen.add(row.id)
+        rows.append(row)
+    return rows
+
+
+class RowCheck:
+    """Reads lines as rows of one program, and says what is wrong with one that is not."""
+
+    def __init__(self, program: str) -> None:
+        self.program = program
+        signature = read_signature(build_program(program))
+        self._inputs = {name: _read_type(field) for name, field in signature.input_fields.items()}
+        self._outputs = {name: _read_type(field) for name, field in signature.output_fields.items()}
+
+    def read(self, line: str) -> JudgedRow:
+        """Return the row a line holds, its texts cleaned; raises ValueError with one sentence."""
+        try:
+            row = JudgedRow.model_validate(clean_value(json.loads(line)))
+        except ValidationError as error:
+            raise ValueError(_describe(error)) from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"it is not JSON ({error})") from None
+        self._check_fields("input", row.inputs, self._inputs)
+        self._check_fields("output", row.output, self._outputs)
+        self._check_label(row)
+        return row
+
+    def _check_fields(self, side: str, values: dict[str, Any], fields: dict[str, TypeAdapter[Any]]) -> None:
+        if set(values) != set(fields):
+            raise ValueError(
+                f"its {side} has the fields {sorted(values)}; {self.program} has {list(fields)}, all of them are needed"
+            )
+        for name, adapter in fields.items():
+            try:
+                adapter.validate_python(values[name])
+            except ValidationError as error:
+                raise ValueError(f"{side} field {name!r}: {_describe(error)}") from None
+
+    def _check_label(self, row: JudgedRow) -> None:
+        if self.program == "pair_judge":
+            return
+        if row.score is None:
+            raise ValueError("it has no score; write a number from 1 to 5")
+        if self.program == "response_judge" and row.output["score"] != row.score:
+            raise ValueError(f"its score is {row.score} but the verdict in its output says {row.output['score']}")
+        if self.program == "instruction_rater" and QUALITIES[row.score - 1] != row.output["quality"]:
+            raise ValueError(f"its score is {row.score} but the quality in its output is {row.output['quality']!r}")
+
+
+def is_gold(program: str, row: JudgedRow) -> bool:
+    """Whether the row's output may serve as an example to follow."""
+    return program in JUDGES or row.score == LEVELS[-1]
+
+
+def build_example(program: str, row: JudgedRow) -> dspy.Example:
+    """Return a row as DSPy takes it: inputs, and the outputs where they may be followed."""
+    signature = read_signature(build_program(program))
+    values = {name: row.inputs[name] for name in signature.input_fields}
+    if is_gold(program, row):
+        values |= read_output(program, row)
+    return dspy.Example(**values).with_inputs(*signature.input_fields)
+
+
+def read_output(program: str, row: JudgedRow) -> dict[str, Any]:
+    """Return a row's output in the types of the signature."""
+    signature = read_signature(build_program(program))
+    return {
+        name: _read_type(field).validate_python(row.output[name]) for name, field in signature.output_fields.items()
+    }
+
+
+def turn_pair(row: JudgedRow) -> JudgedRow:
+    """Return a row of `pair_judge` with its responses in the other order; its reason, which names them, is left out."""
+    inputs = {
+        "instruction": row.inputs["instruction"],
+        "response_a": row.inputs["response_b"],
+        "response_b": row.inputs["response_a"],
+    }
+    preference = "B" if row.output["preference"] == "A" else "A"
+    output = {"reason": "", "preference": preference}
+    return row.model_copy(update={"id": f"{row.id}-turned", "inputs": inputs, "output": output, "reason": ""})
+
+
+def sample_rows(rows: Sequence[JudgedRow], n: int, seed: int) -> list[JudgedRow]:
+    """Draw `n` rows so that every score, and of `output_judge` every program, has its share; all rows where n is 0."""
+    if not n or n >= len(rows):
+        return list(rows)
+    generator = random.Random(seed)
+    strata: dict[Any, list[JudgedRow]] = {}
+    for row in rows:
+        key = (row.id.rpartition("-")[0], row.score if row.score is not None else row.output.get("preference"))
+        strata.setdefault(key, []).append(row)
+    queues = [generator.sample(each, len(each)) for each in strata.values()]
+    generator.shuffle(queues)
+    drawn: list[JudgedRow] = []
+    while len(drawn) < n:
+        for queue in queues:
+            if queue and len(drawn) < n:
+                drawn.append(queue.pop())
+    return drawn
+
+
+def _join_written() -> JudgedSet:
+    """Return every writer's rows as rows of `output_judge`."""
+    rows: list[JudgedRow] = []
+    for name in list_written():
+        rows += judge_rows(load_judged(name))
+    return JudgedSet("output_judge", tuple(rows), "", _hash_rows(rows))
+
+
+def judge_rows(judged: JudgedSet) -> list[JudgedRow]:
+    """Return a writer's rows as rows of `output_judge`: rubric, inputs and output in, the label out."""
+    return [
+        row.model_copy(
+            update={
+                "inputs": {"rubric": judged.rubric, "given": row.inputs, "written": row.output},
+                "output": {"reason": row.reason, "score": row.score},
+            }
+        )
+        for row in judged.rows
+    ]
+
+
+def _read_rubric(program: str, path: Path) -> str:
+    for place in (path.with_suffix(".md"), judged_folder() / f"{program}.md"):
+        if place.is_file():
+            with boundary(TableError, f"read the rubric {str(place)!r}"):
+                return place.read_text(encoding="utf-8").partition(_CARD)[0].strip()
+    return read_signature(build_program(program)).instructions
+
+
+def _hash_rows(rows: Sequence[JudgedRow]) -> str:
+    packed = json.dumps([row.model_dump() for row in rows], ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(packed.encode()).hexdigest()
+
+
+def _read_type(field: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(field.annotation)
+
+
+def _describe(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {place!r}; {did_you_mean(place, list(JudgedRow.model_fields))}"
+    return f"{place + ': ' if place else ''}{first['msg'].lower()}"
