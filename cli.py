@@ -274,6 +274,7 @@ def compile_(
     out: Annotated[Path, typer.Option(help="Folder of compiled states.")] = Path("optimized"),
     work: Annotated[Path | None, typer.Option(help="Folder for journal and scores. Default: runs/compile/...")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Calls in flight at the most.")] = 16,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds a server that is gone is waited for.")] = 120.0,
     force: Annotated[bool, typer.Option("--force", help="Use a judge that agrees too little with the labels.")] = False,
     dry_run: DryRunOption = False,
     quiet: QuietOption = False,
@@ -297,6 +298,7 @@ def compile_(
             out=out,
             work=work,
             concurrency=concurrency,
+            patience_s=patience,
             force=force,
             n_programs=len(chosen),
         )

@@ -30,9 +30,10 @@ from matrix_dspy.curation.filters import Filter, apply_filters, build_instructio
 from matrix_dspy.engine.base import Engine
 from matrix_dspy.engine.embedding import Embedder, build_embedder
 from matrix_dspy.errors import ConfigError, LimitError, RunError, TableError
+from matrix_dspy.loading import hash_state, load_program
 from matrix_dspy.population.agents import Population, build_population
 from matrix_dspy.population.reading import read_profiles
-from matrix_dspy.report.card import Figures, write_card
+from matrix_dspy.report.card import PROGRAMS_USED, Figures, write_card
 from matrix_dspy.report.estimate import FILE as ESTIMATE_FILE
 from matrix_dspy.report.estimate import Estimate, read_estimate
 from matrix_dspy.report.prices import Price, find_price
@@ -90,6 +91,11 @@ def default_folder(config: Config, command: str) -> Path:
     return Path("runs") / f"{config.recipe}-{config.synthesis.kind if command == 'generate' else 'simulation'}"
 
 
+def _hash_programs() -> dict[str, str]:
+    """Return a hash of each program's compiled state: another state is another run."""
+    return {f"program_{name}": hash_state(load_program(name))[:16] for name in PROGRAMS_USED}
+
+
 def start_fresh(path: Path) -> Path:
     """Return `path` if it is free, else the first free `path-2`, `path-3`, ...; nothing is ever deleted."""
     candidates = (path.with_name(f"{path.name}-{number}") for number in range(2, 10_000))
@@ -134,7 +140,7 @@ async def _run(
         has_schemas = sends_schemas(engine, config.lm.structured)
         with RunFolder.open(
             path, command, config, {"main": engine.model}, replay=replay, has_schemas=has_schemas,
-            inputs={"profiles_sha256": _hash_files(_profiles_path(config))},
+            inputs={"profiles_sha256": _hash_files(_profiles_path(config)), **_hash_programs()},
         ) as folder:  # fmt: skip
             if _is_finished(folder, config, kind):
                 return Result(path, config.n, config.n, "complete", was_finished=True)

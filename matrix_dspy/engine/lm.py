@@ -14,12 +14,13 @@ import dspy
 from dspy.lm15 import InvalidRequestError, Message, Response, ServerError, Usage
 
 from matrix_dspy.engine.base import Completion, Engine, Request, Sampling
+from matrix_dspy.engine.spec import build_engine
 
 _PARAMS = frozenset({"temperature", "max_tokens", "top_p", "seed", "stop", "response_format"})
 
 
 def build_lm(
-    engine: Engine,
+    engine: Engine | str,
     *,
     is_open: bool = False,
     temperature: float = 0.7,
@@ -27,11 +28,12 @@ def build_lm(
     max_tokens: int = 1024,
     kind: type[dspy.LM] = dspy.LM,
 ) -> dspy.LM:
-    """Return a `dspy.LM`, or a subclass of it, on `engine`.
+    """Return a `dspy.LM`, or a subclass of it, on an engine or on what is written after `--lm`.
 
     With `is_open` the engine was opened in the running loop and stays there; otherwise it is opened in a loop of the
     LM's own on first use and closed when the process ends.
     """
+    engine = build_engine(engine) if isinstance(engine, str) else engine
     home = _Home(engine, asyncio.get_running_loop() if is_open else None)
     return kind(
         engine.model or type(engine).__name__,

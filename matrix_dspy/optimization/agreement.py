@@ -99,11 +99,13 @@ def calibrate_quality(scores: Sequence[int], labels: Sequence[int]) -> list[floa
 def calibrate_margin(margins: Sequence[int], is_right: Sequence[bool]) -> dict[int, float]:
     """Return the probability that the first of two is better, by the difference of their scores (from -4 to 4).
 
-    Each pair is read in both directions, so that no difference means one half.
+    Each pair is read in both directions, so that no difference means one half; without pairs every one does.
     """
     both = [*margins, *(-margin for margin in margins)]
     right = [*map(float, is_right), *(1 - float(each) for each in is_right)]
     levels = range(-4, 5)
+    if not both:
+        return dict.fromkeys(levels, 0.5)
     return dict(zip(levels, _fit_isotonic(both, right, levels), strict=True))
 
 

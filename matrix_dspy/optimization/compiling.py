@@ -38,7 +38,6 @@ from matrix_dspy.loading import (
 from matrix_dspy.optimization import agreement
 from matrix_dspy.optimization.guards import build_adapter
 from matrix_dspy.optimization.judged import (
-    GOOD,
     JUDGES,
     JudgedRow,
     JudgedSet,
@@ -48,6 +47,7 @@ from matrix_dspy.optimization.judged import (
     sample_rows,
     turn_pair,
 )
+from matrix_dspy.optimization.measuring import JudgeReport, count_measuring, mean
 from matrix_dspy.optimization.metering import BudgetSpent, EngineDown, EngineRoom, Meter, MeteredEngine, raise_if_down
 from matrix_dspy.optimization.metrics import Judge, Metric, Score, read_judge_card, read_level
 from matrix_dspy.optimization.optimizers import (
@@ -61,9 +61,6 @@ from matrix_dspy.optimization.optimizers import (
 from matrix_dspy.optimization.scoreboard import Scoreboard
 
 DEFAULT_BUDGET = 1500
-N_REPEATS = 2
-"""Times a judge is asked again for its noise, on `N_NOISE_ROWS` rows."""
-N_NOISE_ROWS = 20
 SAMPLES: dict[str, dict[Split, int]] = {"output_judge": {"train": 60, "val": 40}}
 """Rows to draw of a split; all where it is not named. The output judge's set is that of all writers together."""
 BOOTSTRAP_QUANTILE = 0.75
@@ -92,7 +89,10 @@ class Plan:
     work: Path | None = None
     """Folder for the work; by default `runs/compile/<program>-<optimizer>`."""
     concurrency: int = 16
+    patience_s: float = 120.0
+    """Seconds a server that answers nobody is waited for."""
     force: bool = False
+    """Whether a judge is used that is unmeasured or agrees too little; no result becomes the default then."""
 
     @property
     def folder(self) -> Path:
@@ -151,7 +151,7 @@ def forecast(plan: Plan) -> Forecast:
     judged = _load_set(plan)
     splits = {name: _draw(judged, name, plan.seed) for name in ("train", "val", "test")}
     per_row = 1 if plan.program in JUDGES else 2
-    n_measuring = _count_measuring(plan, len(splits["val"]), len(splits["test"]), per_row)
+    n_measuring = count_measuring(plan.program, len(splits["val"]), len(splits["test"]), per_row)
     least = n_measuring + least_budget(plan.optimizer, len(splits["train"]), len(splits["val"]), per_row)
     program = load_start(plan)
     n_prompt = _estimate_prompt(program, splits["val"])
@@ -199,7 +199,7 @@ class _Compile:
         self.judged = _load_set(plan)
         self.rows = {name: _draw(self.judged, name, plan.seed) for name in ("train", "val", "test")}
         self.per_row = 1 if plan.program in JUDGES else 2
-        self.n_measuring = _count_measuring(plan, len(self.rows["val"]), len(self.rows["test"]), self.per_row)
+        self.n_measuring = count_measuring(plan.program, len(self.rows["val"]), len(self.rows["test"]), self.per_row)
         needed = self.n_measuring + least_budget(
             plan.optimizer, len(self.rows["train"]), len(self.rows["val"]), self.per_row
         )
@@ -251,7 +251,7 @@ class _Compile:
         opened: dict[str, Engine] = {}
         for spec in specs.values():
             if spec not in opened:
-                opened[spec] = build_engine(spec, concurrency=plan.concurrency, patience_s=120.0)
+                opened[spec] = build_engine(spec, concurrency=plan.concurrency, patience_s=plan.patience_s)
                 room.open(opened[spec])
         return {role: opened[spec] for role, spec in specs.items()}
 
@@ -322,13 +322,13 @@ class _Compile:
         val = examples["val"]
         self.meter.kept_back = self.n_measuring - len(val) * self.per_row
         before_val = self._evaluate(student, val)
-        self.say(f"{self.plan.program}: the start scores {_mean(before_val):.3f} on {len(val)} validation rows")
+        self.say(f"{self.plan.program}: the start scores {mean(before_val):.3f} on {len(val)} validation rows")
         self.meter.kept_back = self.n_measuring - len(val) * self.per_row  # spent already; the rest stays kept back
         chosen = self._optimize(student, examples, before_val)
         self.meter.kept_back -= len(val) * self.per_row
         winner, after_val = self._choose(student, chosen, val, before_val)
         self.meter.kept_back = 0
-        return self._finish(folder, start, winner, examples["test"], _mean(before_val), after_val)
+        return self._finish(folder, start, winner, examples["test"], mean(before_val), after_val)
 
     def _optimize(
         self, student: dspy.Module, examples: dict[str, list[dspy.Example]], before: Sequence[float]
@@ -372,14 +372,14 @@ class _Compile:
         if chosen is None:
             ranked = self.board.rank(student)
             if not ranked:
-                return None, _mean(before)
+                return None, mean(before)
             chosen = self.board.build(ranked[0], student)
         known = self.board.note(chosen)
         if known == self.board.note(student):
-            return None, _mean(before)
+            return None, mean(before)
         chosen = self.board.build(known, student)
-        after = _mean(self._evaluate(chosen, val))
-        return (chosen, after) if after > _mean(before) else (None, after)
+        after = mean(self._evaluate(chosen, val))
+        return (chosen, after) if after > mean(before) else (None, after)
 
     def _finish(
         self,
@@ -396,17 +396,19 @@ class _Compile:
         outputs_after = self._predict(result, test) if winner is not None else outputs_before
         after = [score.value for score in self._measure(test, outputs_after)] if winner is not None else before
         gain = agreement.compare(before, after, self.plan.seed)
-        self._write_scores(folder, before, after)
+        self._write_scores(folder, before, after, outputs_after)
         card = self._build_card(before, after, gain, before_val, after_val)
         if self.plan.program in JUDGES:
-            card["agreement"] = self._describe_judge(outputs_after, result)
+            report = JudgeReport(self.plan.program, result, self.metric, self._predict, self.plan.seed)
+            card["agreement"] = {self.models["task"]: report.describe(self.rows["test"], outputs_after)}
         return self._save(result, card, gain, is_new=winner is not None)
 
     def _save(self, result: dspy.Module, card: dict[str, Any], gain: agreement.Interval, *, is_new: bool) -> Compiled:
         """Save the result as variant or as default, and say why."""
         plan = self.plan
         default = state_path(plan.out, plan.program, "default")
-        is_sure, may_replace, why = gain.low > 0, *self._may_replace(default)
+        is_same = default.is_file() and hash_state(load_program(default)) == hash_state(result)
+        is_sure, (may_replace, why) = gain.low > 0, self._may_replace(default, is_same=is_same)
         words = f"gain {gain} on {len(self.rows['test'])} test rows"
         name = plan.variant or plan.optimizer
         if not is_new:
@@ -414,7 +416,8 @@ class _Compile:
             path = self._keep_agreement(default, result, card)
             return Compiled(plan.program, path, False, words + "; the default stays", card)
         if is_sure and may_replace:
-            _keep_previous(default)
+            if not is_same:
+                _keep_previous(default)
             save_program(result, default, card={**card, "accepted": True})
             if plan.variant:
                 save_program(result, state_path(plan.out, plan.program, name), card={**card, "accepted": True})
@@ -425,11 +428,11 @@ class _Compile:
         save_program(result, path, card={**card, "accepted": False})
         return Compiled(plan.program, path, False, f"{words}: kept as variant {name!r}, since {why}", card)
 
-    def _may_replace(self, default: Path) -> tuple[bool, str]:
+    def _may_replace(self, default: Path, *, is_same: bool) -> tuple[bool, str]:
         if self.plan.force:
             return False, "the judge was forced"
-        if self.plan.judged is not None:
-            return True, ""
+        if is_same:
+            return True, ""  # the same compile, run again
         if self.plan.start != "default" and default.is_file() and read_card(default).get("measured"):
             return False, f"it was measured against {self.plan.start!r}, not against the default"
         return True, ""
@@ -478,93 +481,14 @@ class _Compile:
             "n_test": len(self.rows["test"]),
             "val": {"before": round(before_val, 4), "after": round(after_val, 4)},
             "test": {
-                "before": agreement.bootstrap(_mean, before, seed=seed).dump(),
-                "after": agreement.bootstrap(_mean, after, seed=seed).dump(),
+                "before": agreement.bootstrap(mean, before, seed=seed).dump(),
+                "after": agreement.bootstrap(mean, after, seed=seed).dump(),
                 "gain": gain.dump(),
             },
             "calls": {"total": meter.n_taken, **dict(sorted(meter.by_role.items()))},
             "candidates": len(self.board),
             "unjudged": self.metric.n_unjudged,
         }
-
-    def _describe_judge(self, outputs: list[dict[str, Any] | None], judge: dspy.Module) -> dict[str, Any]:
-        """Measure a judge on its held-out rows: agreement, calibration, order, noise; by the model's name."""
-        rows = self.rows["test"]
-        if self.plan.program == "pair_judge":
-            return {self.models["task"]: self._describe_pairs(rows, outputs)}
-        answered = [(row, output) for row, output in zip(rows, outputs, strict=True) if output is not None]
-        labels = [row.score or 0 for row, _ in answered]
-        scores = [read_level(self.plan.program, output) for _, output in answered]
-        seed = self.plan.seed
-        found: dict[str, Any] = agreement.describe_agreement(labels, scores, seed)
-        found["unanswered"] = len(rows) - len(answered)
-        found["quality"] = agreement.calibrate_quality(scores, labels)
-        found["probability"] = agreement.calibrate(scores, [label >= GOOD for label in labels])
-        found["repeat_noise"] = self._measure_noise(judge)
-        found["by_program"] = {}
-        if self.plan.program == "output_judge":
-            names = [row.id.rpartition("-")[0] for row, _ in answered]
-            for name in dict.fromkeys(names):
-                own = [i for i, other in enumerate(names) if other == name]
-                found["by_program"][name] = agreement.describe_agreement(
-                    [labels[i] for i in own], [scores[i] for i in own], seed
-                )
-        if self.plan.program == "response_judge":
-            found["pairs"] = self._compare_pairs(judge)
-        return {self.models["task"]: found}
-
-    def _describe_pairs(self, rows: list[JudgedRow], outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
-        right = {
-            row.id: output is not None and output["preference"] == row.output["preference"]
-            for row, output in zip(rows, outputs, strict=True)
-        }
-        first = [row.id for row in rows if not row.id.endswith("-turned")]
-        one, other = [right[name] for name in first], [right[f"{name}-turned"] for name in first]
-        found = agreement.describe_orders(one, other, self.plan.seed)
-        agreed = [a for a, b in zip(one, other, strict=True) if a == b]
-        found["probability"] = {"both_orders": round(_mean([float(each) for each in agreed]), 4), "tie": 0.5}
-        found["is_calibrated"] = len(first) >= agreement.LEAST_PAIRS
-        found["by_program"] = {}
-        return found
-
-    def _compare_pairs(self, judge: dspy.Module) -> dict[str, Any]:
-        """Let a judge of single responses score both sides of the held-out pairs."""
-        pairs = load_judged("pair_judge").split("test")
-        examples = [
-            dspy.Example(instruction=row.inputs["instruction"], response=row.inputs[side]).with_inputs(
-                "instruction", "response"
-            )
-            for row in pairs
-            for side in ("response_a", "response_b")
-        ]
-        outputs = self._predict(judge, examples)
-        margins: list[int] = []
-        right: list[bool] = []
-        for row, a, b in zip(pairs, outputs[::2], outputs[1::2], strict=True):
-            if a is not None and b is not None:
-                margins.append(int(a["score"]) - int(b["score"]))
-                right.append(row.output["preference"] == "A")
-        halves = [
-            0.5 if margin == 0 else float((margin > 0) == is_a) for margin, is_a in zip(margins, right, strict=True)
-        ]
-        table = agreement.calibrate_margin(margins, right)
-        return {
-            "n": len(margins),
-            "agreement": agreement.bootstrap(_mean, halves, seed=self.plan.seed).dump(),
-            "ties": round(_mean([float(margin == 0) for margin in margins]), 4),
-            "probability_by_margin": {str(margin): value for margin, value in table.items()},
-            "is_calibrated": len(margins) >= agreement.LEAST_PAIRS,
-        }
-
-    def _measure_noise(self, judge: dspy.Module) -> dict[str, Any]:
-        rows = sample_rows(self.rows["test"], N_NOISE_ROWS, self.plan.seed)
-        examples = [self.metric.build_example(row) for row in rows]
-        repeats = [self._predict(judge, examples) for _ in range(N_REPEATS)]
-        scored = [
-            [read_level(self.plan.program, output) for output in outputs if output is not None]
-            for outputs in zip(*repeats, strict=True)
-        ]
-        return agreement.describe_noise(scored)
 
     def _score(self, example: dspy.Example, prediction: Any, trace: Any = None) -> float:
         value = self.metric.score(example, prediction)
@@ -609,10 +533,16 @@ class _Compile:
 
         return _map(rate, list(zip(examples, outputs, strict=True)), self.plan.concurrency)
 
-    def _write_scores(self, folder: Path, before: Sequence[float], after: Sequence[float]) -> None:
+    def _write_scores(
+        self, folder: Path, before: Sequence[float], after: Sequence[float], outputs: Sequence[dict[str, Any] | None]
+    ) -> None:
+        """Write the test rows' scores, and of a judge what it said beside the label."""
         rows = self.rows["test"]
-        frame = pl.DataFrame({"id": [row.id for row in rows], "before": list(before), "after": list(after)})
-        write_parquet(frame, folder / "scores.parquet")
+        columns: dict[str, list[Any]] = {"id": [row.id for row in rows], "before": list(before), "after": list(after)}
+        if self.plan.program in JUDGES and self.plan.program != "pair_judge":
+            columns["label"] = [row.score for row in rows]
+            columns["verdict"] = [output and read_level(self.plan.program, output) for output in outputs]
+        write_parquet(pl.DataFrame(columns), folder / "scores.parquet")
 
     @contextlib.contextmanager
     def _watch(self) -> Iterator[None]:
@@ -669,16 +599,6 @@ def _draw(judged: JudgedSet, split: Split, seed: int) -> list[JudgedRow]:
     return sample_rows(judged.split(split), SAMPLES.get(judged.program, {}).get(split, 0), seed)
 
 
-def _count_measuring(plan: Plan, n_val: int, n_test: int, per_row: int) -> int:
-    """Return the calls to measure start and result on validation and test rows, and a judge's noise and pairs."""
-    n = 2 * (n_val + n_test) * per_row
-    if plan.program in JUDGES and plan.program != "pair_judge":
-        n += N_REPEATS * min(N_NOISE_ROWS, n_test)
-    if plan.program == "response_judge":
-        n += 2 * len(load_judged("pair_judge").split("test"))
-    return n
-
-
 def _choose_threshold(scores: Sequence[float]) -> float:
     """Return the score from which an output may serve as a demo: the best quarter of the start's."""
     ordered = sorted(scores)
@@ -716,10 +636,6 @@ def _map(work: Callable[[Any], Any], items: Sequence[Any], n_threads: int) -> li
     with ThreadPoolExecutor(n_threads) as threads:
         futures = [threads.submit(contextvars.copy_context().run, work, item) for item in items]
         return [future.result() for future in futures]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if len(values) else 0.0
 
 
 @contextlib.contextmanager
