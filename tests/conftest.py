@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.request
+import venv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,3 +114,36 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_cli("generate", "-q", *SMALL, "--out", run)
     assert done.returncode == 0, done.stderr
     return run
+
+
+def run_outside(*command: str | Path, cwd: Path) -> str:
+    """Run a command that must not see this project or its environment; returns what it printed."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel built from the sdist."""
+    out = tmp_path_factory.mktemp("dist")
+    run_outside(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", out, ROOT, cwd=out)
+    (sdist,) = out.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(out / "source", filter="data")
+    (source,) = (out / "source").iterdir()
+    run_outside(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", out, source, cwd=out)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def wheel_binaries(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of a fresh environment that holds nothing but the wheel."""
+    place = tmp_path_factory.mktemp("wheel") / "venv"
+    venv.create(place, with_pip=True)
+    run_outside(place / "bin" / "pip", "install", "-q", wheel, cwd=place)
+    return place / "bin"

@@ -1,13 +1,7 @@
-import os
-import subprocess
-import sys
-import tarfile
-import venv
+import shutil
 from pathlib import Path
 
-import pytest
-
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_outside
 
 RUN_A_ROW = """
 import matrix_dspy, polars as pl
@@ -21,38 +15,36 @@ assert result["instruction"][0] and result["error"][0] is None and result["model
 """
 
 
-def run(*command: str | Path, cwd: Path) -> str:
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel built from the sdist."""
-    out = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", out, ROOT, cwd=out)
-    (sdist,) = out.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(out / "source", filter="data")
-    (source,) = (out / "source").iterdir()
-    run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", out, source, cwd=out)
-    (built,) = out.glob("*.whl")
-    return built
-
-
-def test_the_wheel_alone_lists_programs_runs_one_and_generates(wheel: Path, tmp_path: Path) -> None:
-    venv.create(tmp_path / "venv", with_pip=True)
-    binaries = tmp_path / "venv" / "bin"
-    run(binaries / "pip", "install", "-q", wheel, cwd=tmp_path)
+def test_the_wheel_alone_lists_programs_runs_one_and_generates(wheel_binaries: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
 
-    run(binaries / "python", "-c", RUN_A_ROW, cwd=empty)
-    said = run(binaries / "matrix-dspy", "generate", "-q", "--n", "10", "--set", "population.n_agents=5", cwd=empty)
+    run_outside(wheel_binaries / "python", "-c", RUN_A_ROW, cwd=empty)
+    said = run_outside(
+        wheel_binaries / "matrix-dspy", "generate", "-q", "--n", "10", "--set", "population.n_agents=5", cwd=empty
+    )
 
     assert "10 of 10 rows: runs/tiny-sft" in said
     assert (empty / "runs" / "tiny-sft" / "dataset" / "sft.parquet").is_file()
+
+
+def test_the_example_project_works_from_the_wheel_alone(wheel_binaries: Path, tmp_path: Path) -> None:
+    shutil.copytree(
+        ROOT / "examples" / "reuse", tmp_path / "reuse", ignore=shutil.ignore_patterns("out", "__pycache__")
+    )
+    run_outside(wheel_binaries / "pip", "install", "-q", "pytest", cwd=tmp_path)
+
+    where = run_outside(wheel_binaries / "python", "-c", "import sys; print(sys.path)", cwd=tmp_path / "reuse")
+    run_outside(wheel_binaries / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path / "reuse")
+    said = run_outside(wheel_binaries / "python", "reuse.py", cwd=tmp_path / "reuse")
+
+    assert str(ROOT) not in where
+    assert "response_judge: 4 demos chosen, nothing was measured" in said
+    assert "held-out labels:" in said
+
+
+def test_an_installed_wheel_compiles_into_the_present_folder(wheel_binaries: Path, tmp_path: Path) -> None:
+    said = run_outside(wheel_binaries / "matrix-dspy", "compile", "critic", cwd=tmp_path)
+
+    assert "optimized/critic/default.json" in said
+    assert (tmp_path / "optimized" / "critic" / "default.json").is_file()
