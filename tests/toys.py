@@ -46,6 +46,11 @@ class Call:
         """All messages, one after the other."""
         return "\n".join(str(message["content"]) for message in self.request.messages)
 
+    @property
+    def asked(self) -> str:
+        """The last message, which holds this call's own inputs."""
+        return str(self.request.messages[-1]["content"])
+
 
 Rule = Callable[[Call], "dict[str, Any] | str"]
 """Answers a call with output fields, or with the very words of the answer."""

@@ -59,6 +59,7 @@ from matrix_dspy.optimization.optimizers import (
     optimize,
 )
 from matrix_dspy.optimization.scoreboard import Scoreboard
+from matrix_dspy.report.prices import find_price
 
 DEFAULT_BUDGET = 1500
 SAMPLES: dict[str, dict[Split, int]] = {"output_judge": {"train": 60, "val": 40}}
@@ -69,7 +70,7 @@ METRIC_VERSION = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """What one compile is."""
+    """What one compile is: the program, the optimizer, the models, the budget and where things go."""
 
     program: str
     optimizer: OptimizerName
@@ -209,7 +210,7 @@ class _Compile:
                 f"takes {self.n_measuring:,}, and the least that can be tried {needed:,} in all; raise --budget"
             )
         self.board = Scoreboard()
-        self.best: tuple[float, str] | None = None
+        self.student: dspy.Module | None = None
 
     def run(self) -> Compiled:
         """Do it all; the folder is held while it lasts."""
@@ -318,7 +319,7 @@ class _Compile:
 
     def _work(self, folder: Path, start: dspy.Module) -> Compiled:
         examples = {name: [self.metric.build_example(row) for row in rows] for name, rows in self.rows.items()}
-        student = self.board.track(start)
+        student = self.student = self.board.track(start)
         val = examples["val"]
         self.meter.kept_back = self.n_measuring - len(val) * self.per_row
         before_val = self._evaluate(student, val)
@@ -486,6 +487,7 @@ class _Compile:
                 "gain": gain.dump(),
             },
             "calls": {"total": meter.n_taken, **dict(sorted(meter.by_role.items()))},
+            "tokens": sum(meter.tokens_by_role.values()),
             "candidates": len(self.board),
             "unjudged": self.metric.n_unjudged,
         }
@@ -566,11 +568,23 @@ class _Compile:
 
     def _describe_spend(self) -> str:
         roles = ", ".join(f"{role} {n:,}" for role, n in sorted(self.meter.by_role.items()))
-        tokens = sum(self.meter.tokens_by_role.values())
+        best = self.board.describe_best(self.student) if self.student is not None else ""
         return (
-            f"{self.plan.program}: {self.meter.n_taken:,} of {self.plan.budget:,} calls ({roles}), {tokens:,} tokens, "
-            f"{len(self.board)} candidates"
+            f"{self.plan.program}: {self.meter.n_taken:,} of {self.plan.budget:,} calls ({roles}), "
+            f"{self._describe_cost()}; {len(self.board)} candidates{best}"
         )
+
+    def _describe_cost(self) -> str:
+        """Say what was spent: tokens, and dollars where the prices of all models are known."""
+        tokens = self.meter.tokens_by_role
+        plan = self.plan
+        specs = {"task": plan.lm, "teacher": plan.teacher_lm or plan.lm, "judge": plan.judge_lm or plan.lm}
+        prices = {role: find_price(spec) for role, spec in specs.items()}
+        said = f"{sum(tokens.values()):,} tokens"
+        if any(price is None for price in prices.values()):
+            return said
+        spent = sum(price.cost(tokens[role, "in"], tokens[role, "out"]) for role, price in prices.items() if price)
+        return f"{said}, ${spent:,.2f}"
 
 
 _OWN_KEYS = ("program", "fields", "dspy", "prompt_sha256", "state_sha256", "agreement")

@@ -21,18 +21,18 @@ OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 NEEDS_DEMOS = ("bootstrap",)
 MAX_DEMOS: dict[str, int] = {
     "actor": 2,
-    "intra_router": 3,
-    "inter_router": 2,
-    "reception_router": 2,
+    "intra_router": 2,
+    "inter_router": 1,
+    "reception_router": 1,
     "scenario_writer": 1,
     "instruction_writer": 0,
     "responder": 0,
-    "instruction_rater": 4,
-    "response_judge": 4,
-    "pair_judge": 2,
+    "instruction_rater": 3,
+    "response_judge": 3,
+    "pair_judge": 1,
     "output_judge": 0,
-    "critic": 2,
-    "reviser": 2,
+    "critic": 1,
+    "reviser": 1,
 }
 """Demos a compiled program may hold. Those of writers narrow variety, and every one costs prefill on every call."""
 DEFAULT_OPTIMIZERS: dict[str, OptimizerName] = {
@@ -107,13 +107,14 @@ def optimize(optimizer: OptimizerName, student: dspy.Module, bench: Bench) -> ds
 def choose_demos(program: str, rows: Sequence[JudgedRow], n: int) -> list[dspy.Example]:
     """Choose rows to follow as demos, without any LM call: far apart in their inputs, unlike in length, levels spread.
 
-    The first is the one nearest to the middle of all; each next one lies farthest from those chosen (k-center, Gonzalez
-    1985), in TF-IDF of the inputs with the logarithm of their length as one more dimension. Of a judge's rows each
-    next one comes from a level not yet shown.
+    The longest third is left out, since demos are paid for on every call. The first is the one nearest to the middle of
+    all; each next one lies farthest from those chosen (k-center, Gonzalez 1985), in TF-IDF of the inputs with the
+    logarithm of their length as one more dimension. Of a judge's rows each next one comes from a level not yet shown.
     """
     gold = [row for row in rows if (is_gold(program, row) and row.reason != "") or program == "pair_judge"]
     if n <= 0 or not gold:
         return []
+    gold = _leave_out_longest(gold, n)
     vectors = _embed([_say(row.inputs) for row in gold])
     chosen = [int(np.argmax(vectors @ vectors.mean(axis=0)))]
     while len(chosen) < min(n, len(gold)):
@@ -124,6 +125,12 @@ def choose_demos(program: str, rows: Sequence[JudgedRow], n: int) -> list[dspy.E
             open_ = [i for i in open_ if _level(gold[i]) not in shown] or open_
         chosen.append(min(open_, key=lambda i: (round(float(nearest[i]), 9), i)))
     return [_build_demo(program, gold[i]) for i in chosen]
+
+
+def _leave_out_longest(rows: list[JudgedRow], n: int) -> list[JudgedRow]:
+    sizes = [len(_say(row.inputs)) + len(_say(row.output)) for row in rows]
+    most = sorted(sizes)[max(n, 2 * len(rows) // 3) - 1 if n < len(rows) else -1]
+    return [row for row, size in zip(rows, sizes, strict=True) if size <= most]
 
 
 def _build_demo(program: str, row: JudgedRow) -> dspy.Example:

@@ -76,6 +76,15 @@ class Scoreboard:
 
         return sorted((known for known in self._scores if known != first), key=weigh)
 
+    def describe_best(self, start: dspy.Module) -> str:
+        """Say how the best candidate so far does beside the start; empty while there is none."""
+        first = self.note(start)
+        with self._lock:
+            scores = {known: dict(rows) for known, rows in self._scores.items()}
+        prior = _mean(scores.get(first, {}), 0.0, 0)
+        best = max((_mean(rows, prior, PRIOR_ROWS) for known, rows in scores.items() if known != first), default=None)
+        return "" if best is None else f", best so far about {best:.2f}, the start {prior:.2f}"
+
     def build(self, known: str, like: P) -> P:
         """Return a copy of `like` that is the candidate."""
         state = self._states[known]

@@ -656,14 +656,14 @@ def test_prompts_carry_round_numbers_and_no_times_of_day():
     village = make_timed(8, 0).live(12)
 
     assert all(call.fields["round"].isdigit() for call in village.engine.asked("actor"))
-    texts = [call.text for call in village.engine.calls]
+    texts = [call.asked for call in village.engine.calls]
     assert not any(re.search(r"\b\d{1,2}:\d{2}\b|\b20\d\d-\d\d-\d\d\b", text) for text in texts)
 
 
 def test_the_prompts_of_one_agent_extend_each_other_to_the_end_of_its_memory():
     village = Village([3], LOUD, histories={"agent-ada": ("sold honey", "bought a hive")}).live(8)
 
-    prompts = [call.text for call in acts_of(village.engine, "Ada")]
+    prompts = [call.asked for call in acts_of(village.engine, "Ada")]
     heads = [text.partition("]\n\n[[ ## round ## ]]\n")[0] for text in prompts]
 
     assert len(heads) >= 8

@@ -246,7 +246,9 @@ def test_a_malformed_chat_answer_is_empty_and_a_refusal_replaces_the_whole_answe
 
 
 def build_inputs(kind: type[Program]) -> dict[str, Any]:
-    some = {str: "Ana Ruiz is a nurse who mends boats.", int: 3, list[str]: ["1. Ana Ruiz, a nurse", "2. Ben, a baker"]}
+    people = ["1. Ana Ruiz, a nurse", "2. Ben, a baker"]
+    some: dict[Any, Any] = {str: "Ana Ruiz is a nurse who mends boats.", int: 3, list[str]: people}
+    some[dict[str, Any]] = {"people": people, "round": 3}
     return {name: some[field.annotation] for name, field in kind.signature.input_fields.items()}
 
 
@@ -395,7 +397,8 @@ def test_no_chat_message_breaks_it(text: str, system: str) -> None:
 @given(data=st.data(), name=st.sampled_from(sorted(PROGRAMS)))
 def test_no_input_breaks_a_program_or_speaks_through_its_answer(data: st.DataObject, name: str) -> None:
     kind = PROGRAMS[name]
-    nasty = {str: NASTY, int: st.integers(), list[str]: st.lists(NASTY, max_size=3)}
+    nasty: dict[Any, st.SearchStrategy[Any]] = {str: NASTY, int: st.integers(), list[str]: st.lists(NASTY, max_size=3)}
+    nasty[dict[str, Any]] = st.fixed_dictionaries({"text": NASTY})
     inputs = {key: data.draw(nasty[field.annotation]) for key, field in kind.signature.input_fields.items()}
     adapter = kind.adapter or ADAPTERS[0]
 
