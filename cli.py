@@ -540,6 +540,7 @@ def _estimate(
 
 def _compile(plans: "Sequence[Plan]", quiet: bool) -> None:
     """Compile what is planned, one program after the other, and say what came of each."""
+    from matrix_dspy.errors import LimitError
     from matrix_dspy.optimization.compiling import compile_program
 
     stream = sys.stderr  # the compile sends what others print to a file
@@ -556,6 +557,9 @@ def _compile(plans: "Sequence[Plan]", quiet: bool) -> None:
     except KeyboardInterrupt:
         typer.echo("interrupted; nothing is lost, the same command goes on", err=True)
         raise typer.Exit(130) from None
+    except LimitError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(3) from None
     typer.echo(f"next:     {_program()} programs {plans[0].program if len(plans) == 1 else ''}".rstrip())
 
 

@@ -64,6 +64,7 @@ MOST_HELP_OF_DEMOS = 0.6
 ERROR, ERROR_LESS_BY, LEAST_ERROR = 0.45, 0.09, 0.05
 """Share of labelled rows misjudged, how much less for each helpful piece or two demos, and the least."""
 _SECTION = re.compile(r"\[\[ ## (\w+) ## \]\]\n")
+_COMPLETED = "[[ ## completed ## ]]"
 _GOOD = 4
 
 
@@ -216,7 +217,7 @@ def _read_lesson(messages: Sequence[dict[str, Any]], labels: _Labels) -> _Lesson
     """Read what the turns before the last one teach."""
     system = " ".join(read_content(message) for message in messages if message.get("role") == "system")
     demos = [read_content(message) for message in messages if message.get("role") == "assistant"]
-    shown = [" ".join(_SECTION.split(demo.partition("[[ ## completed")[0])[2::2]) or demo for demo in demos]
+    shown = [" ".join(_SECTION.split(demo.partition(_COMPLETED)[0])[2::2]) or demo for demo in demos]
     good = [text for text in shown if labels.is_good(_say_sections(text)) or _count_marks(text) >= 2]
     return _Lesson(tuple(each for each in GUIDANCE if each.text in system), len(demos), len(good))
 
@@ -251,12 +252,13 @@ def _add_marks(text: str, prompt: Prompt, marks: Iterable[str]) -> str:
     if prompt.layout is None or not said:
         return f"{text} {said}".strip()
     first = next((o.name for o in prompt.layout.outputs if o.schema.get("type") == "string"), None)
+    text, completed, _ = text.partition(_COMPLETED)
     parts = _SECTION.split(text)
     for place in range(1, len(parts) - 1, 2):
         if parts[place] == first:
             parts[place + 1] = f"{parts[place + 1].rstrip()} {said}\n\n"
     rest = zip(parts[1::2], parts[2::2], strict=True)
-    return parts[0] + "".join(f"[[ ## {name} ## ]]\n{value}" for name, value in rest)
+    return parts[0] + "".join(f"[[ ## {name} ## ]]\n{value}" for name, value in rest) + completed
 
 
 def _propose(prompt: Prompt, names: set[str], luck: _Luck, packed: bytes) -> dict[str, Any]:
@@ -283,7 +285,7 @@ def _step(level: int, rng: random.Random, *, is_wrong: bool) -> int:
 def _write_fields(layout: Layout | None, values: dict[str, Any]) -> str:
     names = [output.name for output in layout.outputs] if layout else list(values)
     sections = [f"[[ ## {name} ## ]]\n{_render(values.get(name, ''))}" for name in names]
-    return "\n\n".join([*sections, "[[ ## completed ## ]]"])
+    return "\n\n".join([*sections, _COMPLETED])
 
 
 def _render(value: Any) -> str:

@@ -16,7 +16,7 @@ from dspy.lm15 import InvalidRequestError, Message, Response, ServerError, Usage
 from matrix_dspy.engine.base import Completion, Engine, Request, Sampling
 from matrix_dspy.engine.spec import build_engine
 
-_PARAMS = frozenset({"temperature", "max_tokens", "top_p", "seed", "stop", "response_format"})
+_PARAMS = frozenset({"temperature", "max_tokens", "top_p", "top_k", "seed", "stop", "response_format"})
 
 
 def build_lm(
@@ -115,7 +115,7 @@ def _read_request(request: Any) -> Request:
     if not isinstance(system, str):
         system = "\n".join(part.text for part in system)
     messages = [{"role": "system", "content": system}] if system else []
-    messages += [{"role": message.role, "content": message.text} for message in request.messages]
+    messages += [{"role": message.role, "content": _read_text(message)} for message in request.messages]
     config = request.config
     stop = config.stop or ()
     response_format = getattr(config, "response_format", None)
@@ -125,12 +125,20 @@ def _read_request(request: Any) -> Request:
         Sampling(
             temperature=0.7 if config.temperature is None else config.temperature,
             top_p=config.top_p,
+            top_k=getattr(config, "top_k", None),
             max_tokens=config.max_tokens or 1024,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             seed=getattr(config, "seed", None),
             response_schema=schema,
         ),
     )
+
+
+def _read_text(message: Any) -> str:
+    """Return the text of a message; of one with blocks of other kinds what text it has."""
+    if message.text is not None:
+        return message.text
+    return "\n".join(part.text for part in message.parts if getattr(part, "text", None))
 
 
 def _write_response(completion: Completion, model: str) -> Response:

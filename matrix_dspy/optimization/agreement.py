@@ -30,10 +30,11 @@ class Interval:
 
     def dump(self) -> dict[str, float]:
         """Return it rounded, for a card."""
-        return {"value": round(self.value, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
+        return {name: round(getattr(self, name), 4) + 0.0 for name in ("value", "low", "high")}  # + 0.0: no minus zero
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        value, low, high = (round(each, 3) + 0.0 for each in (self.value, self.low, self.high))
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def measure_kappa(labels: Sequence[int], scores: Sequence[int]) -> float:

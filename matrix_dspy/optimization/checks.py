@@ -6,25 +6,41 @@ from dataclasses import dataclass
 from typing import Any
 
 from matrix_dspy.curation.filters import Candidate, SelfContainedFilter, build_shingles, find_refusal, measure_jaccard
-from matrix_dspy.text import count_words, find_contacts
+from matrix_dspy.text import count_words, find_contacts, words
 
 Values = Mapping[str, Any]
 MAX_ACTION_WORDS = 80
 SUMMARY_WORDS = (80, 200)
 DESCRIPTION_WORDS = 80
 MOST_GROUPS = 3
-SIMPLE_WORDS, SIMPLE_SENTENCES, SPECIALISED_WORDS = 60, 3, (40, 250)
+SIMPLE_WORDS, SPECIALISED_WORDS = 60, (40, 250)
+SHORT_RESPONSE_WORDS = 80
+"""Words a revision may have beyond twice the first answer's: a failure of one line must grow."""
 REPEATED = 0.5
 """Share of word pairs an action has in common with a remembered one, from which it is a repetition."""
 _NAME = re.compile(r"^Name: (.+)$", re.MULTILINE)
-_QUOTED = re.compile(r'"[^"]*"|\'[^\'\n]{3,}\'')
-_FIRST_PERSON = re.compile(r"\b(?:I|I'm|I've|my|me|mine)\b")
+_QUOTED = re.compile(r'"[^"]*"|\u201c[^\u201d]*\u201d|(?<!\w)[\'\u2018][^\n]{3,}?[\'\u2019](?!\w)')
+"""Words between quotation marks; an apostrophe inside a word is none."""
+_FIRST_PERSON = re.compile(r"\b(?:I|my|me)\b")
 _NUMBER = re.compile(r"(?<![\w.,])\d+(?:[.,]\d+)*")
-_MARKS = re.compile(r"\[\[ ?##|<\|")
+_AMOUNT = re.compile(rf"({_NUMBER.pattern})( million)?", re.IGNORECASE)
+_MARKS = re.compile(r"\[\[ ?##|<\|\w")
 _INTRODUCES = re.compile(r"^\W*(?:as an? |i am an? |i'm an? |my name is )", re.IGNORECASE)
 _MENTIONS = re.compile(
     r"\b(?:critique|first answer|previous answer|earlier answer|revised version|as you pointed out)\b", re.I
 )
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
+_NUMBER_WORDS = {
+    **{word: float(number) for number, word in enumerate(_ONES.split())},
+    **{word: 10.0 * number for number, word in enumerate(_TENS.split(), 2)},
+    "half": 2.0,
+    "hundred": 100.0,
+    "thousand": 1000.0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +78,7 @@ def _check_action(inputs: Values, output: Values) -> Iterable[Fault]:
             f"the action has {n_words} words, at most {MAX_ACTION_WORDS} are wanted", n_words > 2 * MAX_ACTION_WORDS
         )
     named = _NAME.search(inputs["persona"])
-    if named and not action.startswith(named[1].split()[0]):
+    if named and not action.startswith(named[1].strip().partition(" ")[0]):
         yield Fault(f"the action does not begin with the person's name, {named[1]}")
     if _FIRST_PERSON.search(_QUOTED.sub("", action)):
         yield Fault("the action is told in the first person")
@@ -110,13 +126,36 @@ def _check_scenario(inputs: Values, output: Values) -> Iterable[Fault]:
     if (n_words := count_words(description)) > DESCRIPTION_WORDS:
         yield Fault(f"the group description has {n_words} words, at most {DESCRIPTION_WORDS} are wanted")
     known = " ".join([*inputs["members"], inputs["description"], inputs["previous_summary"], *inputs["events"]])
-    invented = sorted(set(_NUMBER.findall(summary)) - set(_NUMBER.findall(known)))
-    if invented:
+    if invented := _find_invented(summary, known):
         yield Fault(f"the summary has a number the events do not hold: {invented[0]}")
     for member in inputs["members"]:
-        first = member.split(":")[0].split(",")[0].split()[0]
-        if any(first in event for event in inputs["events"]) and first not in summary:
-            yield Fault(f"the summary leaves out {first}, who acted")
+        name = re.match(r"[^\s:,]+", member)
+        if name and any(_has_word(event, name[0]) for event in inputs["events"]) and not _has_word(summary, name[0]):
+            yield Fault(f"the summary leaves out {name[0]}, who acted")
+
+
+def _find_invented(text: str, known: str) -> list[str]:
+    """Return the numbers of a text that another neither holds nor yields by one sum, difference, product or share."""
+    found = set(_NUMBER.findall(text)) - set(_NUMBER.findall(known))
+    if not found:
+        return []
+    given = {amount for match in _AMOUNT.finditer(known) for amount in _read_amounts(*match.groups())}
+    given |= {_NUMBER_WORDS[word] for word in words(known) if word in _NUMBER_WORDS}
+    reckoned = {round(value, 4) for a in given for b in given for value in (a + b, a - b, a * b, a / (b or 1))}
+    return sorted(number for number in found if not reckoned.intersection(_read_amounts(number)))
+
+
+def _read_amounts(number: str, million: str | None = None) -> list[float]:
+    """Return what a number stands for; with and without the million behind it, and nothing where one cannot tell."""
+    try:
+        value = float(number.replace(",", ""))
+    except ValueError:
+        return []
+    return [value, value * 1e6] if million else [value]
+
+
+def _has_word(text: str, word: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
 
 
 def _check_instruction(inputs: Values, output: Values) -> Iterable[Fault]:
@@ -144,8 +183,8 @@ def _check_critique(inputs: Values, output: Values) -> Iterable[Fault]:
     critique = output["critique"]
     if critique.strip() == "No faults found.":
         return
-    quoted = [quote.strip("\"'") for quote in _QUOTED.findall(critique)]
-    if not any(quote.strip(" .,") in inputs["response"] for quote in quoted if quote.strip()):
+    quoted = [quote[1:-1].strip(" .,") for quote in _QUOTED.findall(critique)]
+    if not any(quote in inputs["response"] for quote in quoted if quote):
         yield Fault("it quotes no words of the response")
 
 
@@ -155,7 +194,7 @@ def _check_revision(inputs: Values, output: Values) -> Iterable[Fault]:
         yield Fault(f"it mentions what the reader has not seen: {found[0]!r}")
     if revision.strip() == inputs["response"].strip() and inputs["critique"].strip() != "No faults found.":
         yield Fault("it is the first answer unchanged")
-    if count_words(revision) > 2 * count_words(inputs["response"]) + 40:
+    if count_words(revision) > 2 * count_words(inputs["response"]) + SHORT_RESPONSE_WORDS:
         yield Fault("it is more than twice as long as the first answer")
 
 

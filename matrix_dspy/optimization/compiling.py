@@ -18,6 +18,7 @@ from typing import Any
 import dspy
 import polars as pl
 import tomli_w
+from pydantic import TypeAdapter
 
 from matrix_dspy.bulk.folder import take_lock
 from matrix_dspy.bulk.journal import Journal
@@ -25,7 +26,7 @@ from matrix_dspy.bulk.tables import write_parquet, write_text
 from matrix_dspy.config import SAMPLING
 from matrix_dspy.engine.base import Engine
 from matrix_dspy.engine.spec import build_engine
-from matrix_dspy.errors import ConfigError, RunError, boundary
+from matrix_dspy.errors import ConfigError, LimitError, RunError, boundary
 from matrix_dspy.loading import (
     build_program,
     hash_state,
@@ -51,6 +52,7 @@ from matrix_dspy.optimization.measuring import JudgeReport, count_measuring, mea
 from matrix_dspy.optimization.metering import BudgetSpent, EngineDown, EngineRoom, Meter, MeteredEngine, raise_if_down
 from matrix_dspy.optimization.metrics import Judge, Metric, Score, read_judge_card, read_level
 from matrix_dspy.optimization.optimizers import (
+    LONGEST_INSTRUCTION,
     MAX_DEMOS,
     Bench,
     OptimizerName,
@@ -60,12 +62,16 @@ from matrix_dspy.optimization.optimizers import (
 )
 from matrix_dspy.optimization.scoreboard import Scoreboard
 from matrix_dspy.report.prices import find_price
+from matrix_dspy.text import clean_text, clean_value
 
 DEFAULT_BUDGET = 1500
 SAMPLES: dict[str, dict[Split, int]] = {"output_judge": {"train": 60, "val": 40}}
 """Rows to draw of a split; all where it is not named. The output judge's set is that of all writers together."""
+SLACK = 32
+"""Calls kept back for those a kill may take, so that what was optimised can still be measured."""
 BOOTSTRAP_QUANTILE = 0.75
 METRIC_VERSION = 1
+WORKERS_END_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ def forecast(plan: Plan) -> Forecast:
     judged = _load_set(plan)
     splits = {name: _draw(judged, name, plan.seed) for name in ("train", "val", "test")}
     per_row = 1 if plan.program in JUDGES else 2
-    n_measuring = count_measuring(plan.program, len(splits["val"]), len(splits["test"]), per_row)
+    n_measuring = count_measuring(plan.program, len(splits["val"]), len(splits["test"]), per_row) + SLACK
     least = n_measuring + least_budget(plan.optimizer, len(splits["train"]), len(splits["val"]), per_row)
     program = load_start(plan)
     n_prompt = _estimate_prompt(program, splits["val"])
@@ -201,13 +207,15 @@ class _Compile:
         self.rows = {name: _draw(self.judged, name, plan.seed) for name in ("train", "val", "test")}
         self.per_row = 1 if plan.program in JUDGES else 2
         self.n_measuring = count_measuring(plan.program, len(self.rows["val"]), len(self.rows["test"]), self.per_row)
-        needed = self.n_measuring + least_budget(
-            plan.optimizer, len(self.rows["train"]), len(self.rows["val"]), self.per_row
+        needed = (
+            SLACK
+            + self.n_measuring
+            + least_budget(plan.optimizer, len(self.rows["train"]), len(self.rows["val"]), self.per_row)
         )
         if plan.budget < needed:
             raise ConfigError(
                 f"a budget of {plan.budget:,} calls does not do for {plan.program} by {plan.optimizer}: measuring "
-                f"takes {self.n_measuring:,}, and the least that can be tried {needed:,} in all; raise --budget"
+                f"takes {self.n_measuring + SLACK:,}, and the least that can be tried {needed:,} in all; raise --budget"
             )
         self.board = Scoreboard()
         self.student: dspy.Module | None = None
@@ -233,6 +241,7 @@ class _Compile:
         judge_state, quality = self._find_judge()
         self._hold_identity(folder, judge_state)
         self.meter, self.journal = Meter(folder, self.plan.budget), Journal(folder / "journal")
+        self.meter.n_lost = max(0, self.meter.n_sent - len(self.journal))
         try:
             with self._watch():
                 self._build_lms(room, engines)
@@ -241,6 +250,11 @@ class _Compile:
         except EngineDown:
             raise_if_down(self.meter)
             raise
+        except BudgetSpent as error:
+            raise LimitError(
+                f"{error}, {self.meter.n_lost:,} of them by kills, before {self.plan.program!r} was measured; "
+                "the same command with a larger --budget goes on"
+            ) from None
         finally:
             self.journal.close()
             self.meter.close()
@@ -280,7 +294,6 @@ class _Compile:
             "program": plan.program,
             "optimizer": plan.optimizer,
             "seed": plan.seed,
-            "budget": plan.budget,
             "judged": self.judged.sha256,
             "metric": METRIC_VERSION,
             "models": self.models,
@@ -289,11 +302,18 @@ class _Compile:
             "dspy": dspy.__version__,
         }
         path = folder / "compile.toml"
+        self.sized_budget = plan.budget
         if not path.is_file():
-            write_text(tomli_w.dumps(identity), path)
+            write_text(tomli_w.dumps({"budget": plan.budget, **identity}), path)
             return
         with boundary(RunError, f"read {str(path)!r}"):
             found = tomllib.loads(path.read_text(encoding="utf-8"))
+        self.sized_budget = int(found.get("budget", plan.budget))  # steps are sized once, or a replay would differ
+        if plan.budget < self.sized_budget:
+            raise RunError(
+                f"{str(folder)!r} was begun with a budget of {self.sized_budget:,} calls, which can grow and not fall "
+                f"to {plan.budget:,}; give another folder with --work"
+            )
         changed = [key for key in identity if found.get(key) != identity[key]]
         if changed:
             raise RunError(
@@ -321,14 +341,12 @@ class _Compile:
         examples = {name: [self.metric.build_example(row) for row in rows] for name, rows in self.rows.items()}
         student = self.student = self.board.track(start)
         val = examples["val"]
-        self.meter.kept_back = self.n_measuring - len(val) * self.per_row
         before_val = self._evaluate(student, val)
         self.say(f"{self.plan.program}: the start scores {mean(before_val):.3f} on {len(val)} validation rows")
-        self.meter.kept_back = self.n_measuring - len(val) * self.per_row  # spent already; the rest stays kept back
+        self.meter.kept_back = self.n_measuring - len(val) * self.per_row + SLACK
         chosen = self._optimize(student, examples, before_val)
-        self.meter.kept_back -= len(val) * self.per_row
-        winner, after_val = self._choose(student, chosen, val, before_val)
         self.meter.kept_back = 0
+        winner, after_val = self._choose(student, chosen, val, before_val)
         return self._finish(folder, start, winner, examples["test"], mean(before_val), after_val)
 
     def _optimize(
@@ -345,13 +363,14 @@ class _Compile:
             feedback=self._feedback,
             task_lm=self.task_lm,
             teacher_lm=self.teacher_lm,
-            budget=meter.room,
+            budget=self.sized_budget - self.n_measuring - SLACK,
             calls_per_row=self.per_row,
             threshold=_choose_threshold(before),
             concurrency=plan.concurrency,
             seed=plan.seed,
             max_demos=MAX_DEMOS.get(plan.program, 0),
         )
+        threads = set(threading.enumerate())
         with dspy.context(lm=self.task_lm, adapter=build_adapter(), warn_on_type_mismatch=False):
             try:
                 return optimize(plan.optimizer, student, bench)
@@ -365,16 +384,18 @@ class _Compile:
                 if meter.is_spent:
                     return None
                 raise RunError(f"{plan.optimizer} failed on {plan.program!r}: {error}; see optimizer.log") from error
+            finally:
+                _wait_for_workers(threads)
 
     def _choose(
         self, student: dspy.Module, chosen: dspy.Module | None, val: list[dspy.Example], before: Sequence[float]
     ) -> tuple[dspy.Module | None, float]:
         """Return the better of the optimizer's choice and the start on the validation rows; None is the start."""
-        if chosen is None:
-            ranked = self.board.rank(student)
-            if not ranked:
+        if chosen is None or len(_read_instruction(chosen)) > LONGEST_INSTRUCTION:
+            candidates = (self.board.build(known, student) for known in self.board.rank(student))
+            chosen = next((each for each in candidates if len(_read_instruction(each)) <= LONGEST_INSTRUCTION), None)
+            if chosen is None:
                 return None, mean(before)
-            chosen = self.board.build(ranked[0], student)
         known = self.board.note(chosen)
         if known == self.board.note(student):
             return None, mean(before)
@@ -633,10 +654,30 @@ def _strip(winner: dspy.Module, start: dspy.Module) -> dspy.Module:
     plain = start.deepcopy()
     found: Any = winner.predictors()[0]
     predictor: Any = plain.predictors()[0]
-    predictor.signature = read_signature(plain).with_instructions(found.signature.instructions)
+    said = found.signature.instructions
+    predictor.signature = read_signature(plain).with_instructions(clean_text(said) or said)
     names = [*predictor.signature.input_fields, *predictor.signature.output_fields]
-    predictor.demos = [dspy.Example({name: demo[name] for name in names if name in demo}) for demo in found.demos]
+    predictor.demos = [dspy.Example(_clean_demo(demo, names)) for demo in found.demos]
     return plain
+
+
+def _read_instruction(program: dspy.Module) -> str:
+    predictor: Any = program.predictors()[0]
+    return predictor.signature.instructions
+
+
+def _clean_demo(demo: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return a demo's fields as they may be shown again: what a model wrote is hostile."""
+    values = TypeAdapter(dict[str, Any]).dump_python({name: demo[name] for name in names if name in demo}, mode="json")
+    cleaned: Any = clean_value(values)
+    return cleaned
+
+
+def _wait_for_workers(before: set[threading.Thread]) -> None:
+    """Wait until threads an optimizer left behind have given up: they would take calls kept for measuring."""
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(timeout=WORKERS_END_S)
 
 
 def _keep_previous(default: Path) -> None:

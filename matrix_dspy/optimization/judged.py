@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from matrix_dspy.errors import TableError, boundary, did_you_mean
 from matrix_dspy.loading import PROGRAMS, build_program, read_signature
-from matrix_dspy.text import clean_value
+from matrix_dspy.text import clean_text, clean_value
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -36,7 +36,7 @@ _CARD = "\n## Data card"
 class JudgedRow(BaseModel):
     """One labelled row."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     id: str = Field(min_length=1)
     split: Split
@@ -107,7 +107,7 @@ def read_rows(program: str, path: Path) -> list[JudgedRow]:
         TableError: a line is no row of this program; the line and the fault are named.
     """
     with boundary(TableError, f"read the judged set {str(path)!r}"):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would cut at signs that a text may hold
     check = RowCheck(program)
     rows: list[JudgedRow] = []
     seen: set[str] = set()
@@ -131,8 +131,10 @@ class RowCheck:
     def __init__(self, program: str) -> None:
         self.program = program
         signature = read_signature(build_program(program))
-        self._inputs = {name: _read_type(field) for name, field in signature.input_fields.items()}
-        self._outputs = {name: _read_type(field) for name, field in signature.output_fields.items()}
+        self._fields = {
+            "input": {name: _read_type(field) for name, field in signature.input_fields.items()},
+            "output": {name: _read_type(field) for name, field in signature.output_fields.items()},
+        }
 
     def read(self, line: str) -> JudgedRow:
         """Return the row a line holds, its texts cleaned; raises ValueError with one sentence."""
@@ -142,19 +144,21 @@ class RowCheck:
             raise ValueError(_describe(error)) from None
         except (ValueError, RecursionError) as error:
             raise ValueError(f"it is not JSON ({error})") from None
-        self._check_fields("input", row.inputs, self._inputs)
-        self._check_fields("output", row.output, self._outputs)
+        self.check_fields("input", row.inputs)
+        self.check_fields("output", row.output)
         self._check_label(row)
         return row
 
-    def _check_fields(self, side: str, values: dict[str, Any], fields: dict[str, TypeAdapter[Any]]) -> None:
+    def check_fields(self, side: Literal["input", "output"], values: dict[str, Any]) -> None:
+        """Raise ValueError, with one sentence, unless the values are those of the program's fields."""
+        fields = self._fields[side]
         if set(values) != set(fields):
             raise ValueError(
                 f"its {side} has the fields {sorted(values)}; {self.program} has {list(fields)}, all of them are needed"
             )
         for name, adapter in fields.items():
             try:
-                adapter.validate_python(values[name])
+                adapter.validate_json(json.dumps(values[name], default=str), strict=True)
             except ValidationError as error:
                 raise ValueError(f"{side} field {name!r}: {_describe(error)}") from None
 
@@ -163,7 +167,7 @@ class RowCheck:
             return
         if row.score is None:
             raise ValueError("it has no score; write a number from 1 to 5")
-        if self.program == "response_judge" and row.output["score"] != row.score:
+        if self.program in ("response_judge", "output_judge") and row.output["score"] != row.score:
             raise ValueError(f"its score is {row.score} but the verdict in its output says {row.output['score']}")
         if self.program == "instruction_rater" and QUALITIES[row.score - 1] != row.output["quality"]:
             raise ValueError(f"its score is {row.score} but the quality in its output is {row.output['quality']!r}")
@@ -247,7 +251,7 @@ def _read_rubric(program: str, path: Path) -> str:
     for place in (path.with_suffix(".md"), judged_folder() / f"{program}.md"):
         if place.is_file():
             with boundary(TableError, f"read the rubric {str(place)!r}"):
-                return place.read_text(encoding="utf-8").partition(_CARD)[0].strip()
+                return clean_text(place.read_text(encoding="utf-8-sig").partition(_CARD)[0])
     return read_signature(build_program(program)).instructions
 
 
@@ -263,6 +267,8 @@ def _read_type(field: Any) -> TypeAdapter[Any]:
 def _describe(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
+    if first["type"] == "model_type" and not place:
+        return "it is no object with the keys of a row"
     if first["type"] == "extra_forbidden":
         return f"unknown key {place!r}; {did_you_mean(place, list(JudgedRow.model_fields))}"
     return f"{place + ': ' if place else ''}{first['msg'].lower()}"

@@ -44,6 +44,15 @@ class StopLabellingError(Exception):
     """The person has had enough."""
 
 
+class MoveError(Exception):
+    """The person leaves a row without a label."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+        """Rows to go on: 1 skips the row, 0 asks for it again, -1 takes the last label back."""
+
+
 @dataclass(frozen=True, slots=True)
 class Unlabelled:
     """A row waiting for its label."""
@@ -65,7 +74,7 @@ def label(program: str, out: Path, source: Path | None, ask: Ask, tell: Tell, se
         TableError: source or `out` cannot be read or written.
     """
     check = RowCheck(program)
-    rows = list(read_source(program, source))
+    rows = list({row.id: row for row in read_source(program, source)}.values())
     random.Random(seed).shuffle(rows)
     done = read_rows(program, out) if out.is_file() else []
     labelled = {row.id for row in done}
@@ -78,17 +87,16 @@ def label(program: str, out: Path, source: Path | None, ask: Ask, tell: Tell, se
             answer = _ask_label(program, waiting[place], ask)
         except (StopLabellingError, EOFError, KeyboardInterrupt):
             break
-        if answer == "undo":
-            place = max(0, place - 1)
-            if done and done[-1].id == waiting[place].id:
+        except MoveError as move:
+            place = max(0, place + move.step)
+            if move.step < 0 and done and done[-1].id == waiting[place].id:
                 _take_back(out)
                 done.pop()
             continue
         place += 1
-        if answer is not None:
-            row = check.read(json.dumps(answer, default=str))
-            _append(out, row)
-            done.append(row)
+        row = check.read(json.dumps(answer, default=str))
+        _append(out, row)
+        done.append(row)
     _say_agreement(done, rows, tell)
     return len(done)
 
@@ -101,42 +109,76 @@ def read_source(program: str, source: Path | None) -> Iterator[Unlabelled]:
             yield Unlabelled(row.id, row.inputs, shown, row)
         return
     signature = read_signature(build_program(program))
-    inputs = list(signature.input_fields)
-    outputs = [] if program in JUDGES else list(signature.output_fields)
-    for values in _read_table(source):
-        if missing := [name for name in (*inputs, *outputs) if values.get(name) is None]:
-            if missing[0] in values:
-                continue  # a row without an answer has nothing to label
+    inputs = signature.input_fields
+    outputs = {} if program in JUDGES else signature.output_fields
+    check = RowCheck(program)
+    for place, values in _read_table(source):
+        if missing := [name for name in (*inputs, *outputs) if name not in values]:
             raise TableError(
-                f"{str(source)!r} has no column {missing[0]!r}; "
+                f"{str(source)!r}, {place}, has no column {missing[0]!r}; "
                 f"to label {program} it needs {', '.join([*inputs, *outputs])}"
             )
-        given, written = ({name: values[name] for name in names} for names in (inputs, outputs))
+        given, written = (
+            {name: _read_value(values[name], field.annotation) for name, field in fields.items()}
+            for fields in (inputs, outputs)
+        )
+        if None in (*given.values(), *written.values()) or (written and set(map(str, written.values())) == {""}):
+            continue  # a row without an answer has nothing to label
+        try:
+            check.check_fields("input", given)
+            if outputs:
+                check.check_fields("output", written)
+        except ValueError as error:
+            raise TableError(f"{str(source)!r}, {place}: {error}") from None
         yield Unlabelled(_make_id(program, given, written), given, written)
 
 
-def choose_split(row_id: str) -> Split:
-    """Return the split a row falls into, by its id alone."""
-    share = int.from_bytes(hashlib.blake2b(row_id.encode(), digest_size=4).digest(), "big") / 2**32
+def choose_split(inputs: dict[str, Any]) -> Split:
+    """Return the split a row falls into by its inputs alone: several outputs for the same inputs stay together."""
+    share = int(_hash(inputs)[:8], 16) / 2**32
     return next(split for split, end in SHARES if share < end)
 
 
 def _make_id(program: str, inputs: dict[str, Any], output: dict[str, Any]) -> str:
-    packed = json.dumps([inputs, output], sort_keys=True, default=str)
-    return f"{program}-{hashlib.sha256(packed.encode('utf-8', 'replace')).hexdigest()[:10]}"
+    return f"{program}-{_hash([inputs, output])[:10]}"
 
 
-def _read_table(source: Path) -> Iterator[dict[str, Any]]:
+def _hash(values: Any) -> str:
+    packed = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(packed.encode()).hexdigest()
+
+
+def _read_value(value: Any, annotation: Any) -> Any:
+    """Return a value; of a field that is no text, what the JSON text holds that stands for it in a table."""
+    if not isinstance(value, str) or annotation is str:
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _read_table(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where each row stands, and the row."""
     with boundary(TableError, f"read {str(source)!r}"):
         if source.suffix == ".parquet":
-            yield from pl.read_parquet(source).iter_rows(named=True)
+            frame = pl.read_parquet(source, glob=False)
         elif source.suffix == ".csv":
-            yield from pl.read_csv(source, infer_schema=False).iter_rows(named=True)
+            frame = pl.read_csv(source, infer_schema=False, empty_string_is_null=False, glob=False)
         else:
-            for line in source.read_text(encoding="utf-8").splitlines():
-                if line.strip():
-                    found = orjson.loads(line)
-                    yield {**found.get("inputs", {}), **found.get("output", {})} if "inputs" in found else found
+            lines = source.read_text(encoding="utf-8-sig").split("\n")
+            yield from ((f"line {n}", _read_line(source, n, line)) for n, line in enumerate(lines, 1) if line.strip())
+            return
+        yield from ((f"row {n}", row) for n, row in enumerate(frame.iter_rows(named=True), 1))
+
+
+def _read_line(source: Path, number: int, line: str) -> dict[str, Any]:
+    """Return the row in a line of JSON, be it flat or as in a judged set."""
+    try:
+        found = orjson.loads(line)
+        return {**found["inputs"], **found.get("output", {})} if "inputs" in found else dict(found)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise TableError(f"{str(source)!r}, line {number}: it is no JSON object ({error})") from None
 
 
 def _show(row: Unlabelled, place: str, tell: Tell) -> None:
@@ -149,54 +191,62 @@ def _show(row: Unlabelled, place: str, tell: Tell) -> None:
                 tell(f"{'- ' if isinstance(value, list) else ''}{line}")
 
 
-def _ask_label(program: str, row: Unlabelled, ask: Ask) -> dict[str, Any] | str | None:
-    """Return the labelled row, None for one skipped, or `undo`."""
+def _ask_label(program: str, row: Unlabelled, ask: Ask) -> dict[str, Any]:
+    """Return the labelled row as it is written to the file.
+
+    Raises:
+        StopLabellingError: the person has had enough.
+        MoveError: the row stays without a label.
+    """
+    levels = tuple(map(str, LEVELS))
     if program == "pair_judge":
-        word = _ask_word(ask, "better (a or b): ", ("a", "b"))
-        return word if word in ("undo", None) else _build(row, {"preference": str(word).upper()}, None, ask)
-    word = _ask_word(ask, "score: ", tuple(map(str, LEVELS)))
-    if word in ("undo", None):
-        return word
-    score = int(str(word))
-    if program == "instruction_rater":
-        level = _ask_word(ask, "difficulty, 1 very easy to 5 very hard: ", tuple(map(str, LEVELS)))
-        if level in ("undo", None):
-            return level
-        output = {"quality": QUALITIES[score - 1], "difficulty": DIFFICULTIES[int(str(level)) - 1]}
-        return _build(row, output, score, ask)
-    return _build(row, {"score": score} if program in JUDGES else row.output, score, ask)
-
-
-def _build(row: Unlabelled, output: dict[str, Any], score: int | None, ask: Ask) -> dict[str, Any]:
-    """Ask for the reason and return the row as it is written to the file."""
-    reason = " ".join(ask("reason, in one sentence: ").split())
-    if "quality" in output:
-        harder = " ".join(ask("reason for the difficulty: ").split())
-        output = {"quality_reason": reason, "quality": output["quality"], "difficulty_reason": harder, **output}
-    elif output is not row.output:
-        output = {"reason": reason, **output}
-    split = row.known.split if row.known else choose_split(row.id)
+        score, output = None, {"preference": _ask_word(ask, "better (a or b): ", ("a", "b"), -1).upper()}
+    else:
+        score = int(_ask_word(ask, "score: ", levels, -1))
+        output = {"score": score} if program in JUDGES else row.output
+    if program == "instruction_rater" and score is not None:
+        level = int(_ask_word(ask, "difficulty, 1 very easy to 5 very hard: ", levels, 0))
+        reason, harder = _ask_reason(ask, "reason, in one sentence: "), _ask_reason(ask, "reason for the difficulty: ")
+        output = {"quality_reason": reason, "quality": QUALITIES[score - 1]}
+        output |= {"difficulty_reason": harder, "difficulty": DIFFICULTIES[level - 1]}
+    else:
+        reason = _ask_reason(ask, "reason, in one sentence: ")
+        output = {"reason": reason, **output} if program in JUDGES else output
+    split = row.known.split if row.known else choose_split(row.inputs)
     found = {"id": row.id, "split": split, "inputs": row.inputs, "output": output, "reason": reason}
     return found | ({} if score is None else {"score": score})
 
 
-def _ask_word(ask: Ask, question: str, words: tuple[str, ...]) -> str | None:
+def _ask_word(ask: Ask, question: str, known: tuple[str, ...], back: int) -> str:
     while True:
         word = ask(question).strip().lower()
-        if word in words:
+        if word in known:
             return word
-        if word == "q":
-            raise StopLabellingError
-        if word in ("s", "u"):
-            return None if word == "s" else "undo"
-        question = f"{HELP.replace('1 to 5', ', '.join(words))}: "
+        _obey(word, back)
+        question = f"{HELP.replace('1 to 5', ', '.join(known))}: "
+
+
+def _ask_reason(ask: Ask, question: str) -> str:
+    reason = " ".join(ask(question).split())
+    _obey(reason.lower(), 0)
+    return reason
+
+
+def _obey(word: str, back: int) -> None:
+    """Do what a letter typed in place of an answer asks for; `back` is where taking back leads from here."""
+    if word == "q":
+        raise StopLabellingError
+    if word in ("s", "u"):
+        raise MoveError(1 if word == "s" else back)
 
 
 def _append(out: Path, row: JudgedRow) -> None:
     """Write one label; it is on the disk when this returns."""
     with boundary(TableError, f"write the label to {str(out)!r}"):
         out.parent.mkdir(parents=True, exist_ok=True)
+        is_cut = out.is_file() and out.stat().st_size > 0 and not out.read_bytes().endswith(b"\n")
         with out.open("ab") as file:
+            file.write(b"\n" * is_cut)
             file.write(orjson.dumps(row.model_dump(exclude_none=True), option=orjson.OPT_APPEND_NEWLINE))
             file.flush()
             os.fsync(file.fileno())

@@ -54,18 +54,13 @@ class Meter:
         with boundary(RunError, f"write to {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(folder / "sent", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self._n_sent_before = self.n_sent
-        self.n_replayed = 0
+        self.n_lost = 0
+        """Calls that were sent before and whose answers a kill took."""
 
     @property
     def n_sent(self) -> int:
         """Calls ever sent, those lost in a kill included."""
         return os.fstat(self._file).st_size
-
-    @property
-    def n_lost(self) -> int:
-        """Calls that were sent and whose answers a kill took."""
-        return max(0, self._n_sent_before - self.n_replayed)
 
     @property
     def n_taken(self) -> int:
@@ -75,7 +70,7 @@ class Meter:
     @property
     def room(self) -> int:
         """Calls still open to the phase that is running."""
-        return self.budget - self.kept_back - self.n_taken
+        return self.budget - self.kept_back - self.n_lost - self.n_taken
 
     def take(self, role: str, *, is_replay: bool) -> None:
         """Count one call; raises BudgetSpent where there is no room for it."""
@@ -84,9 +79,7 @@ class Meter:
                 self.is_spent = True
                 raise BudgetSpent(f"the budget of {self.budget:,} calls is spent")
             self.by_role[role] += 1
-            if is_replay:
-                self.n_replayed += 1
-            else:
+            if not is_replay:
                 os.write(self._file, b".")
 
     def note(self, role: str, completion: Completion) -> None:

@@ -6,6 +6,7 @@ a false accept counting as the worst that can happen. The words serve GEPA as fe
 
 import json
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from matrix_dspy.optimization.judged import (
     JudgedSet,
     build_example,
 )
-from matrix_dspy.text import clean_value
+from matrix_dspy.text import clean_text, clean_value
 
 COST_OF_FAULT = 0.2
 """Share of the score each fault takes that is not fatal."""
@@ -34,6 +35,8 @@ WORST_DISTANCE = 3
 """Levels apart from which a judge's score counts nothing."""
 N_TRIES = 2
 """Times a judge is asked whose answer cannot be read."""
+RETRY_TEMPERATURE = 0.3
+"""At which it is asked again: the same words at 0 would get the same answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +70,12 @@ class Judge:
         """
         values = {"rubric": self.rubric, "given": clean_value(_plain(given)), "written": clean_value(_plain(written))}
         error: Exception = UnjudgedError()
-        for _ in range(N_TRIES):
+        for number in range(N_TRIES):
+            lm = self.lm.copy(rollout_id=number, temperature=RETRY_TEMPERATURE) if number else self.lm
             try:
-                with dspy.context(lm=self.lm, adapter=build_adapter(), trace=[]):
+                with dspy.context(lm=lm, adapter=build_adapter(), trace=[]):
                     verdict = self.program(**values)
-                return self.quality[verdict.score - 1], verdict.score, verdict.reason
+                return self.quality[verdict.score - 1], verdict.score, clean_text(verdict.reason)
             except Exception as caught:  # an answer without a score, or a request the server refuses
                 error = caught
         raise UnjudgedError(str(error))
@@ -110,6 +114,7 @@ class Metric:
         self.rubric = judged.rubric
         self.n_unjudged = 0
         self._rows: dict[str, JudgedRow] = {}
+        self._lock = threading.Lock()
 
     def build_example(self, row: JudgedRow) -> dspy.Example:
         """Return a row as DSPy takes it; the metric knows it again by its inputs."""
@@ -148,8 +153,9 @@ class Metric:
                 quality, level, reason = self.judge.judge(row.inputs, output)
                 words.append(f"The judge gives {level} of 5: {reason}")
             except UnjudgedError as error:
-                self.n_unjudged += 1
-                return Score(0.0, f"The judge could not read it: {error}")
+                with self._lock:
+                    self.n_unjudged += 1
+                return Score(0.0, " ".join([*words, f"The judge's answer could not be read: {error}"]))
         if row.reason and row.score is not None:
             words.append(f"Of another output for these inputs a reader said ({row.score} of 5): {row.reason}")
         return Score(

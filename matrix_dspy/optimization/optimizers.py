@@ -45,7 +45,7 @@ DEFAULT_OPTIMIZERS: dict[str, OptimizerName] = {
 """What is tried first where an LM is given and no optimizer is named; all others take `gepa`."""
 MINIBATCH = 3
 LONGEST_INSTRUCTION = 6000
-"""Characters of an instruction GEPA may write: it is paid for on every call."""
+"""Characters of an instruction that is kept: it is paid for on every call."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def choose_demos(program: str, rows: Sequence[JudgedRow], n: int) -> list[dspy.E
     all; each next one lies farthest from those chosen (k-center, Gonzalez 1985), in TF-IDF of the inputs with the
     logarithm of their length as one more dimension. Of a judge's rows each next one comes from a level not yet shown.
     """
-    gold = [row for row in rows if (is_gold(program, row) and row.reason != "") or program == "pair_judge"]
+    gold = [row for row in rows if is_gold(program, row) and row.output.get("reason") != ""]
     if n <= 0 or not gold:
         return []
     gold = _leave_out_longest(gold, n)
