@@ -4,11 +4,14 @@ A state is DSPy's own JSON with one more block, `metadata.matrix_dspy` (the card
 or restored, and a state that does not fit its class, or is not what was saved, is refused with both sides named.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
+import stat
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,11 @@ PROGRAMS: dict[str, str] = {
 
 LARGEST_STATE_BYTES = 8 * 2**20
 MOST_DEMOS = 64
+_MOST_VALUES = 50_000
+"""Texts, numbers, lists and objects; in 8 MiB stand four million, and what pydantic says of them fills 6 GiB."""
+_MOST_LEVELS = 50
+_LONGEST_SHOWN = 1_000
+"""Characters of a wrong value that an error shows."""
 _VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*")
 _CONTENT_MARK = "<<CUSTOM-TYPE-"
 """DSPy turns text after it into content blocks, such as an image to fetch."""
@@ -88,12 +96,25 @@ def list_programs() -> list[str]:
 def list_variants(name: str) -> list[str]:
     """Return the compiled variants of a program, those in `./optimized` and the package's own."""
     build_program(name)
-    return sorted({path.stem for folder in search_path() for path in (folder / name).glob("*.json")})
+    found = {path.stem for folder in search_path() for path in (folder / name).glob("*.json")}
+    return sorted(filter(_VARIANT.fullmatch, found))
 
 
 def search_path() -> list[Path]:
     """Return where states are looked for: `./optimized` first, then the package's own."""
     return [Path("optimized"), Path(__file__).parent / "optimized"]
+
+
+def find_variant(name: str, variant: str) -> Path | None:
+    """Return where the state of a variant stands, whatever it is; None where there is nothing of that name.
+
+    Raises:
+        StateMismatchError: its place cannot be looked at.
+    """
+    if not _VARIANT.fullmatch(variant):
+        return None
+    places = (folder / name / f"{variant}.json" for folder in search_path())
+    return next(filter(_is_there, places), None)
 
 
 def build_program(name: str) -> dspy.Module:
@@ -121,13 +142,11 @@ def load_program(name_or_path: str | Path, variant: str = "default") -> dspy.Mod
         return _load_file(Path(name_or_path))
     name = str(name_or_path)
     program = build_program(name)
-    for folder in search_path():
-        path = folder / name / f"{variant}.json"
-        if _VARIANT.fullmatch(variant) and path.is_file():
-            return _load_state(program, name, path)
+    if path := find_variant(name, variant):
+        return _load_state(program, name, path)
     if variant == "default":
         return program
-    known = ["default", *list_variants(name)]
+    known = sorted({"default", *list_variants(name)})
     raise ProgramNotFoundError(f"program {name!r} has no variant {variant!r}; {did_you_mean(variant, known)}")
 
 
@@ -143,13 +162,13 @@ def save_program(program: dspy.Module, path: str | Path, *, card: dict[str, Any]
     name = name_program(program)
     state = _dump_state(program)
     full = {"program": name, "fields": describe_fields(program), **(card or {}), "dspy": dspy.__version__}
-    full["prompt_sha256"], full["state_sha256"] = hash_prompt(program), _hash(state)
+    full["prompt_sha256"], full["state_sha256"] = hash_prompt(program), _hash_state(state)
     whole = {**state, "metadata": {"dependency_versions": _dspy_versions(), "matrix_dspy": full}}
     path = Path(path)
     with boundary(RunError, f"save the state {str(path)!r}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        beside.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_bytes(f"{json.dumps(whole, indent=2, ensure_ascii=False)}\n".encode())
         beside.replace(path)
 
 
@@ -166,7 +185,7 @@ def state_path(folder: Path, name: str, variant: str) -> Path:
 
 def hash_state(program: dspy.Module) -> str:
     """Hash what shapes a program's prompts (instructions, field texts, demos), whatever DSPy makes of it."""
-    return _hash(_dump_state(program))
+    return _hash_state(_dump_state(program))
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -206,7 +225,7 @@ def hash_prompt(program: dspy.Module) -> str:
     adapter = getattr(program, "adapter", None) or dspy.ChatAdapter(use_json_adapter_fallback=False)
     inputs = {name: f"<{name}>" for name in signature.input_fields}
     messages = adapter.format(signature, predictor.demos, inputs)
-    return hashlib.sha256(json.dumps(messages, ensure_ascii=False).encode()).hexdigest()
+    return _hash_text(json.dumps(messages, ensure_ascii=False))
 
 
 def _name_type(field: Any) -> str:
@@ -231,7 +250,28 @@ def _dump_state(program: dspy.Module) -> dict[str, Any]:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")).hexdigest()
+    return _hash_text(json.dumps(value, sort_keys=True, ensure_ascii=False))
+
+
+def _hash_state(state: dict[str, Any]) -> str:
+    """Hash a state; the order of keys counts within the values of demos only, since prompts show it there."""
+    ordered = {
+        name: {
+            key: [dict(sorted(demo.items())) for demo in part] if key == "demos" else _sort_keys(part)
+            for key, part in sorted(predictor.items())
+        }
+        for name, predictor in sorted(state.items())
+    }
+    return _hash_text(json.dumps(ordered, ensure_ascii=False))
+
+
+def _sort_keys(value: Any) -> Any:
+    return json.loads(json.dumps(value, sort_keys=True))
+
+
+def _hash_text(text: str) -> str:
+    # halves of surrogate pairs are hashed as they are: replaced by "?", they could stand in for it
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _dspy_versions() -> dict[str, str]:
@@ -241,11 +281,14 @@ def _dspy_versions() -> dict[str, str]:
 
 
 def _load_file(path: Path) -> dspy.Module:
-    if not path.is_file():
+    if not _is_there(path):
         raise ProgramNotFoundError(f"no state file {str(path)!r}; check the path")
     name = _read_state(path)["metadata"]["matrix_dspy"].get("program")
     if not isinstance(name, str):
         raise StateMismatchError(f"{str(path)!r} does not name its program")
+    if name not in PROGRAMS:
+        words = did_you_mean(name, list(PROGRAMS))
+        raise ProgramNotFoundError(f"there is no program {_show(name)}, for which {str(path)!r} was saved; {words}")
     return _load_state(build_program(name), name, path)
 
 
@@ -255,25 +298,26 @@ def _load_state(program: dspy.Module, name: str, path: Path) -> dspy.Module:
     wanted, found = describe_fields(program), card.get("fields")
     if card.get("program") != name or found != wanted:
         raise StateMismatchError(
-            f"{str(path)!r} does not fit program {name!r}: it was saved for {card.get('program')!r} "
-            f"with fields {found}, the program has {wanted}; compile it again"
+            f"{str(path)!r} does not fit program {name!r}: it was saved for {_show(card.get('program'))} "
+            f"with fields {_show(found)}, the program has {wanted}; compile it again"
         )
     predictors = [key for key in state if key != "metadata"]
     own = [key for key, _ in program.named_predictors()]
     if predictors != own:
         raise StateMismatchError(
-            f"{str(path)!r} holds predictors {predictors}, the program has {own}; compile it again"
+            f"{str(path)!r} holds predictors {_show(predictors)}, the program has {own}; compile it again"
         )
     inner = {key: _check_predictor(state[key], predictor, path) for key, predictor in program.named_predictors()}
-    if _hash(inner) != card.get("state_sha256"):
+    if (own_hash := _hash_state(inner)) != (hashed := card.get("state_sha256")):
         raise StateMismatchError(
-            f"{str(path)!r} is not what was saved: its instructions or demos hash to {_hash(inner)[:12]}, "
-            f"its card says {str(card.get('state_sha256'))[:12]}; compile it again, or save a change with save_program"
+            f"{str(path)!r} is not what was saved: its instructions or demos hash to {_show(own_hash, 12)}, its card "
+            f"says {_show(hashed, 12)}; compile it again, or save a change with save_program"
         )
     try:
-        program.load_state({**inner, "metadata": state["metadata"]})
+        program.load_state(inner)
     except Exception as error:
-        raise StateMismatchError(f"{str(path)!r} is no state of program {name!r}: {error}; compile it again") from error
+        words = _show(str(error))
+        raise StateMismatchError(f"{str(path)!r} is no state of program {name!r}: {words}; compile it again") from error
     program.set_lm(None)  # pyright: ignore[reportArgumentType]
     return program
 
@@ -285,15 +329,16 @@ def _check_predictor(found: Any, predictor: Any, path: Path) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "predictor"
-        raise StateMismatchError(f"{str(path)!r} is no state: {place}: {first['msg'].lower()}") from error
+        raise StateMismatchError(f"{str(path)!r} is no state: {_show(place)}: {first['msg'].lower()}") from error
     signature = predictor.signature
     fields = {**signature.input_fields, **signature.output_fields}
     wanted = [(field.json_schema_extra["prefix"], field.json_schema_extra["desc"]) for field in fields.values()]
-    if (shown := [(field.prefix, field.description) for field in state.signature.fields]) != wanted:
-        raise StateMismatchError(
-            f"{str(path)!r} shows the fields as {[prefix for prefix, _ in shown]}, the program as "
-            f"{[prefix for prefix, _ in wanted]}, or describes them in other words; compile it again"
-        )
+    shown = [(field.prefix, field.description) for field in state.signature.fields]
+    for number, (one, other) in enumerate(zip_longest(shown, wanted), 1):
+        if one != other:
+            raise StateMismatchError(
+                f"{str(path)!r} shows field {number} as {_show(one)}, the program as {other}; compile it again"
+            )
     if len(state.demos) > MOST_DEMOS:
         raise StateMismatchError(f"{str(path)!r} holds {len(state.demos):,} demos; {MOST_DEMOS} are the most")
     for number, demo in enumerate(state.demos):
@@ -311,7 +356,7 @@ def _check_predictor(found: Any, predictor: Any, path: Path) -> dict[str, Any]:
 
 def _check_demo(demo: dict[str, Any], fields: dict[str, Any], where: str) -> None:
     if unknown := sorted(set(demo) - set(fields) - {"augmented"}):
-        raise StateMismatchError(f"{where} has a field {unknown[0]!r}; the program has {list(fields)}")
+        raise StateMismatchError(f"{where} has a field {_show(unknown[0])}; the program has {list(fields)}")
     if _CONTENT_MARK in json.dumps(demo, ensure_ascii=False):
         raise StateMismatchError(f"{where} holds {_CONTENT_MARK!r}, which DSPy would obey")
     for name, value in demo.items():
@@ -323,22 +368,68 @@ def _check_demo(demo: dict[str, Any], fields: dict[str, Any], where: str) -> Non
                 raise StateMismatchError(f"{where}, field {name!r}: {words}") from error
 
 
+def _is_there(path: Path) -> bool:
+    """Whether anything has this name: a file, and also what is none, so that it is never passed over in silence."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise _cannot_read(path, error) from error
+    return True
+
+
+def _cannot_read(path: Path, error: OSError) -> StateMismatchError:
+    return StateMismatchError(f"could not read {str(path)!r}: {describe_os_error(error)}")
+
+
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > LARGEST_STATE_BYTES:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise StateMismatchError(f"{str(path)!r} is no file; a state is one, written by save_program")
+        if found.st_size > LARGEST_STATE_BYTES:
             raise StateMismatchError(f"{str(path)!r} is larger than any state ({LARGEST_STATE_BYTES:,} bytes)")
-        state = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        state = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_refuse_twins)
+        _check_extent(state, path)
+        # refuses infinities and halves of characters, which JSON's escapes and exponents let in
+        json.dumps(state, ensure_ascii=False, allow_nan=False).encode()
     except StateMismatchError:
         raise
     except OSError as error:
-        raise StateMismatchError(f"could not read {str(path)!r}: {describe_os_error(error)}") from error
+        raise _cannot_read(path, error) from error
     except (ValueError, RecursionError) as error:
-        raise StateMismatchError(f"{str(path)!r} is not JSON; a state is written by save_program") from error
+        raise StateMismatchError(f"{str(path)!r} is not JSON as save_program writes it; compile it again") from error
     metadata = state.get("metadata") if isinstance(state, dict) else None
     if not isinstance(metadata, dict) or not isinstance(metadata.get("matrix_dspy"), dict):
         raise StateMismatchError(f"{str(path)!r} is no state saved by matrix_dspy; it has no card")
     return state
 
 
-def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return made
+
+
+def _check_extent(state: Any, path: Path) -> None:
+    """Refuse more values or levels than any state has, before anything is made of them."""
+    level, n_values, n_levels = [state], 0, 0
+    while level:
+        n_values, n_levels = n_values + len(level), n_levels + 1
+        if n_values > _MOST_VALUES or n_levels > _MOST_LEVELS:
+            most = f"{_MOST_VALUES:,} values on {_MOST_LEVELS} levels"
+            raise StateMismatchError(f"{str(path)!r} holds more than any state ({most}); compile it again")
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [value for values in inner for value in values]
+
+
+def _show(value: Any, longest: int = _LONGEST_SHOWN) -> str:
+    """Return a value of a file as an error shows it: on one line, and only its beginning where it is long."""
+    if isinstance(value, str):
+        return repr(value[:longest]) + ("..." if len(value) > longest else "")
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}..."

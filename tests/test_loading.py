@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from matrix_dspy import list_programs, load_program, save_program
 from matrix_dspy.bulk.prompt import Prompt
-from matrix_dspy.errors import ProgramNotFoundError, StateMismatchError
+from matrix_dspy.errors import ProgramNotFoundError, RunError, StateMismatchError
 from matrix_dspy.loading import (
     LARGEST_STATE_BYTES,
     build_program,
@@ -18,6 +19,7 @@ from matrix_dspy.loading import (
     read_card,
 )
 from matrix_dspy.programs.critique import Critic
+from matrix_dspy.programs.modulator import Delivery
 
 DEMO = {"instruction": "Add 2 and 2.", "response": "5", "critique": 'It is 4, not 5 {braces} % "quotes" \u00e9.'}
 INPUTS = {"instruction": "Name a river.", "response": "The Alps."}
@@ -189,7 +191,7 @@ def test_a_card_without_a_program_is_refused(tmp_path: Path):
 def test_a_card_that_names_an_unknown_program_is_refused(tmp_path: Path):
     path = save_state(tmp_path / "state.json", card={"program": "os.system"})
 
-    with pytest.raises(ProgramNotFoundError, match=r"no program 'os\.system'"):
+    with pytest.raises(ProgramNotFoundError, match=r"no program 'os\.system', for which '.*state\.json' was saved"):
         load_program(path)
 
 
@@ -217,6 +219,140 @@ def test_a_variant_cannot_leave_its_folder(tmp_path: Path, variant: str):
 
     with pytest.raises(ProgramNotFoundError):
         load_program("critic", variant)
+
+
+def test_an_edited_state_is_refused_naming_both_hashes(tmp_path: Path):
+    save_program(build_compiled(), tmp_path / "state.json")
+    known = read_card(tmp_path / "state.json")["state_sha256"]
+    text = (tmp_path / "state.json").read_text("utf-8")
+    (tmp_path / "state.json").write_text(text.replace("Find faults.", "Find virtues."), encoding="utf-8")
+
+    with pytest.raises(StateMismatchError, match="not what was saved") as caught:
+        load_program(tmp_path / "state.json")
+
+    told = re.findall("'([0-9a-f]{12})'", str(caught.value))
+    assert len(set(told)) == 2 and told[1] == known[:12]
+    assert "save a change with save_program" in str(caught.value)
+
+
+@pytest.mark.parametrize("hashed", [None, 3, "", "a\nb", "0" * 10_000, ["0"] * 1000])
+def test_a_card_whose_hash_is_none_is_refused_in_a_short_line(tmp_path: Path, hashed: Any):
+    path = save_state(tmp_path / "state.json", card={"state_sha256": hashed})
+
+    with pytest.raises(StateMismatchError, match="its card says") as caught:
+        load_program(path)
+
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+def test_a_state_from_before_its_hash_was_kept_is_refused(tmp_path: Path):
+    path = save_state(tmp_path / "state.json")
+    state = json.loads(path.read_text("utf-8"))
+    del state["metadata"]["matrix_dspy"]["state_sha256"]
+    path.write_text(json.dumps(state), encoding="utf-8")
+
+    with pytest.raises(StateMismatchError, match="its card says None; compile it again"):
+        load_program(path)
+
+
+def test_a_field_described_in_other_words_is_refused_naming_both(tmp_path: Path):
+    path = save_state(tmp_path / "state.json")
+    text = path.read_text("utf-8").replace("the answer to criticise", "the answer to praise")
+    path.write_text(text, encoding="utf-8")
+
+    with pytest.raises(StateMismatchError, match=r"field 2 as .*'the answer to praise'.*'the answer to criticise'"):
+        load_program(path)
+
+
+@pytest.mark.parametrize("n", [0, 2, 4])
+def test_a_field_too_few_or_too_many_is_refused_naming_the_first(tmp_path: Path, n: int):
+    path = save_state(tmp_path / "state.json")
+    state = json.loads(path.read_text("utf-8"))
+    fields = state["predict"]["signature"]["fields"]
+    state["predict"]["signature"]["fields"] = [*fields, {"prefix": "More:", "description": "more"}][:n]
+    path.write_text(json.dumps(state), encoding="utf-8")
+
+    with pytest.raises(StateMismatchError, match=f"shows field {min(n, 3) + 1} as .*None"):
+        load_program(path)
+
+
+def test_half_a_character_cannot_stand_in_for_a_question_mark(tmp_path: Path):
+    program = build_compiled()
+    program.predict.demos = [dspy.Example(DEMO, response="5?")]
+    save_program(program, tmp_path / "state.json")
+    text = (tmp_path / "state.json").read_text("utf-8")
+    (tmp_path / "state.json").write_text(text.replace("5?", "5\\ud800"), encoding="utf-8")
+
+    with pytest.raises(StateMismatchError, match="is not JSON as save_program writes it"):
+        load_program(tmp_path / "state.json")
+
+
+def test_the_order_of_keys_that_a_prompt_shows_is_part_of_what_was_saved(tmp_path: Path):
+    program = build_program("reception_router")
+    program.predictors()[0].demos = [
+        dspy.Example(members=["1: a baker"], events=["0: a fire"], deliveries=[Delivery(event=0, members=[1])])
+    ]
+    save_program(program, tmp_path / "state.json")
+    state = json.loads((tmp_path / "state.json").read_text("utf-8"))
+    demo = state["predict"]["demos"][0]
+    turned = [dict(reversed(delivery.items())) for delivery in demo["deliveries"]]
+
+    state["predict"]["demos"] = [dict(reversed(demo.items()))]
+    (tmp_path / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    assert hash_prompt(load_program(tmp_path / "state.json")) == hash_prompt(program)
+
+    state["predict"]["demos"] = [{**demo, "deliveries": turned}]
+    (tmp_path / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    with pytest.raises(StateMismatchError, match="not what was saved"):
+        load_program(tmp_path / "state.json")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path):
+    path = save_state(tmp_path / "state.json")
+    text = path.read_text("utf-8")
+    path.write_text(text.replace('"instructions":', '"instructions": "Shown to a reader.", "instructions":'))
+
+    with pytest.raises(StateMismatchError, match="is not JSON as save_program writes it"):
+        load_program(path)
+
+
+@pytest.mark.parametrize("place", ["demos", "fields", "card", "keys"])
+def test_millions_of_values_are_refused_before_anything_is_made_of_them(tmp_path: Path, place: str):
+    many = ",".join(["1"] * (LARGEST_STATE_BYTES // 2 - 5_000))
+    texts = {
+        "demos": ('"demos": []', f'"demos": [{many}]'),
+        "fields": ('"signature": {', f'"signature": {{"fields": [{many}], '),
+        "card": ('"program": "critic"', f'"program": [{many}]'),
+        "keys": ('"traces": []', ",".join(f'"{key}": []' for key in range(500_000))),
+    }
+    program = build_compiled()
+    program.predict.demos = []
+    save_program(program, tmp_path / "state.json")
+    text = (tmp_path / "state.json").read_text("utf-8").replace('"fields": [', '"others": [', place == "fields")
+    (tmp_path / "state.json").write_text(text.replace(*texts[place], 1), encoding="utf-8")
+
+    with pytest.raises(StateMismatchError, match="holds more than any state"):
+        load_program(tmp_path / "state.json")
+
+
+def test_a_text_that_no_file_holds_is_not_saved(tmp_path: Path):
+    program = build_compiled()
+    program.predict.demos = [dspy.Example(DEMO, response="\ud800")]
+
+    with pytest.raises(RunError, match="could not save the state"):
+        save_program(program, tmp_path / "state.json")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_variants_that_can_be_loaded_are_listed(tmp_path: Path):
+    for name in ("mine", "a b", "-x", "a\nb", ".hidden", "v1.2"):
+        save_program(build_compiled(), tmp_path / "optimized" / "critic" / f"{name}.json")
+
+    listed = list_variants("critic")
+
+    assert {"mine", "v1.2"} <= set(listed)
+    assert {load_program("critic", name) and name for name in listed} == set(listed)
 
 
 def test_an_unknown_program_is_refused_with_a_near_name():

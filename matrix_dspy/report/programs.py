@@ -3,22 +3,24 @@
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dspy
 
 from matrix_dspy.bulk.prompt import Prompt
+from matrix_dspy.errors import StateMismatchError
 from matrix_dspy.loading import (
     build_program,
     describe_fields,
+    find_variant,
     hash_prompt,
     list_programs,
     list_variants,
     load_program,
     read_card,
     read_signature,
-    search_path,
 )
 
 WRITTEN = "written"
@@ -44,8 +46,10 @@ def describe_program(name: str) -> Iterator[str]:
     yield f"variants: {', '.join(variants) or 'none; it is loaded as written'}"
     for variant in variants:
         yield ""
-        yield f"[{variant}] {_find(name, variant)}"
-        yield from (f"  {line}" for line in describe_card(_read(name, variant)))
+        if path := find_variant(name, variant):
+            yield f"[{variant}] {path}"
+            with _open_card(path) as card:
+                yield from (f"  {line}" for line in describe_card(card))
     yield ""
     yield read_signature(program).instructions.strip() or "(no instruction: the input is the user's turn)"
 
@@ -90,23 +94,23 @@ def _say(interval: Mapping[str, float]) -> str:
 
 
 def _describe_default(name: str) -> str:
-    path = _find(name, "default")
+    path = find_variant(name, "default")
     if path is None:
         return "as written"
+    with _open_card(path) as card:
+        if card.get("test"):
+            return f"{card['optimizer']}, gain {card['test']['gain']['value']:+.3f} on {card['lm']}"
+        return f"{card.get('optimizer', 'unknown')}, {'measured' if card.get('measured') else 'unmeasured'}"
+
+
+@contextmanager
+def _open_card(path: Path) -> Iterator[dict[str, Any]]:
+    """Give a state's card to be described; one edited into another form is an error that names the file."""
     card = read_card(path)
-    if card.get("test"):
-        return f"{card['optimizer']}, gain {card['test']['gain']['value']:+.3f} on {card['lm']}"
-    return f"{card.get('optimizer', 'unknown')}, {'measured' if card.get('measured') else 'unmeasured'}"
-
-
-def _find(name: str, variant: str) -> Path | None:
-    places = (folder / name / f"{variant}.json" for folder in search_path())
-    return next((path for path in places if path.is_file()), None)
-
-
-def _read(name: str, variant: str) -> dict[str, Any]:
-    path = _find(name, variant)
-    return read_card(path) if path else {}
+    try:
+        yield card
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StateMismatchError(f"the card of {str(path)!r} is not as compile writes it; compile it again") from error
 
 
 def _render(program: dspy.Module) -> list[str]:
