@@ -6,11 +6,9 @@ where it was killed.
 """
 
 import contextlib
-import contextvars
 import threading
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from typing import Any
 import dspy
 import polars as pl
 import tomli_w
-from pydantic import TypeAdapter
 
 from matrix_dspy.bulk.folder import take_lock
 from matrix_dspy.bulk.journal import Journal
@@ -32,7 +29,6 @@ from matrix_dspy.loading import (
     hash_state,
     load_program,
     read_card,
-    read_signature,
     save_program,
     state_path,
 )
@@ -60,9 +56,9 @@ from matrix_dspy.optimization.optimizers import (
     least_budget,
     optimize,
 )
-from matrix_dspy.optimization.scoreboard import Scoreboard
+from matrix_dspy.optimization.scoreboard import Scoreboard, read_instruction, strip
+from matrix_dspy.optimization.threads import map_threads, quiet, wait_for_workers
 from matrix_dspy.report.prices import find_price
-from matrix_dspy.text import clean_text, clean_value
 
 DEFAULT_BUDGET = 1500
 SAMPLES: dict[str, dict[Split, int]] = {"output_judge": {"train": 60, "val": 40}}
@@ -71,7 +67,6 @@ SLACK = 32
 """Calls kept back for those a kill may take, so that what was optimised can still be measured."""
 BOOTSTRAP_QUANTILE = 0.75
 METRIC_VERSION = 1
-WORKERS_END_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -228,7 +223,7 @@ class _Compile:
         lock = take_lock(folder)
         room = EngineRoom()
         try:
-            with _quiet(folder / "optimizer.log"):
+            with quiet(folder / "optimizer.log"):
                 return self._run(folder, room)
         finally:
             room.close()
@@ -238,14 +233,15 @@ class _Compile:
         engines = self._open_engines(room)
         self.models = {role: engine.model for role, engine in engines.items()}
         start = self._take_start(folder)
-        judge_state, quality = self._find_judge()
-        self._hold_identity(folder, judge_state)
+        judge, quality = self._find_judge()
+        self._hold_identity(folder, judge, quality)
         self.meter, self.journal = Meter(folder, self.plan.budget), Journal(folder / "journal")
         self.meter.n_lost = max(0, self.meter.n_sent - len(self.journal))
         try:
             with self._watch():
                 self._build_lms(room, engines)
-                self.metric = Metric(self.plan.program, self.judged, self._build_judge(quality))
+                asked = judge and Judge(judge, self.judge_lm, self.judged.rubric, quality)
+                self.metric = Metric(self.plan.program, self.judged, asked)
                 return self._work(folder, start)
         except EngineDown:
             raise_if_down(self.meter)
@@ -280,14 +276,15 @@ class _Compile:
         return program
 
     def _find_judge(self) -> tuple[dspy.Module | None, list[float]]:
+        """Return the output judge and the quality its levels stand for; a judge itself needs none."""
         if self.plan.program in JUDGES:
             return None, []
         path = find_state("output_judge", self.plan.out)
         card = read_card(path) if path else None
-        program = load_program(path) if path else build_program("output_judge")
-        return program, read_judge_card(card, self.models["judge"], self.plan.program, force=self.plan.force)
+        quality = read_judge_card(card, self.models["judge"], self.plan.program, force=self.plan.force)
+        return load_program(path) if path else build_program("output_judge"), quality
 
-    def _hold_identity(self, folder: Path, judge: dspy.Module | None) -> None:
+    def _hold_identity(self, folder: Path, judge: dspy.Module | None, quality: list[float]) -> None:
         """Write what this compile is, or compare it with what the folder holds."""
         plan = self.plan
         identity = {
@@ -299,6 +296,7 @@ class _Compile:
             "models": self.models,
             "start": hash_state(load_program(folder / "start.json")),
             "judge": hash_state(judge) if judge is not None else "",
+            "quality": quality,
             "dspy": dspy.__version__,
         }
         path = folder / "compile.toml"
@@ -329,13 +327,6 @@ class _Compile:
         self.task_lm = build("task", self.plan.program)
         self.judge_lm = build("judge", "output_judge", is_memo=True)
         self.teacher_lm = build("teacher", "responder")
-
-    def _build_judge(self, quality: list[float]) -> Judge | None:
-        if self.plan.program in JUDGES:
-            return None
-        path = find_state("output_judge", self.plan.out)
-        program = load_program(path) if path else build_program("output_judge")
-        return Judge(program, self.judge_lm, self.judged.rubric, quality)
 
     def _work(self, folder: Path, start: dspy.Module) -> Compiled:
         examples = {name: [self.metric.build_example(row) for row in rows] for name, rows in self.rows.items()}
@@ -385,15 +376,15 @@ class _Compile:
                     return None
                 raise RunError(f"{plan.optimizer} failed on {plan.program!r}: {error}; see optimizer.log") from error
             finally:
-                _wait_for_workers(threads)
+                wait_for_workers(threads)
 
     def _choose(
         self, student: dspy.Module, chosen: dspy.Module | None, val: list[dspy.Example], before: Sequence[float]
     ) -> tuple[dspy.Module | None, float]:
         """Return the better of the optimizer's choice and the start on the validation rows; None is the start."""
-        if chosen is None or len(_read_instruction(chosen)) > LONGEST_INSTRUCTION:
+        if chosen is None or len(read_instruction(chosen)) > LONGEST_INSTRUCTION:
             candidates = (self.board.build(known, student) for known in self.board.rank(student))
-            chosen = next((each for each in candidates if len(_read_instruction(each)) <= LONGEST_INSTRUCTION), None)
+            chosen = next((each for each in candidates if len(read_instruction(each)) <= LONGEST_INSTRUCTION), None)
             if chosen is None:
                 return None, mean(before)
         known = self.board.note(chosen)
@@ -414,7 +405,7 @@ class _Compile:
     ) -> Compiled:
         outputs_before = self._predict(start, test)
         before = [score.value for score in self._measure(test, outputs_before)]
-        result = _strip(winner, start) if winner is not None else start
+        result = strip(winner, start) if winner is not None else start
         outputs_after = self._predict(result, test) if winner is not None else outputs_before
         after = [score.value for score in self._measure(test, outputs_after)] if winner is not None else before
         gain = agreement.compare(before, after, self.plan.seed)
@@ -546,7 +537,7 @@ class _Compile:
                 except Exception:  # an answer without its fields, or a request the server refuses
                     return None
 
-        return _map(ask, examples, self.plan.concurrency)
+        return map_threads(ask, examples, self.plan.concurrency)
 
     def _measure(self, examples: list[dspy.Example], outputs: list[dict[str, Any] | None]) -> list[Score]:
         def rate(pair: tuple[dspy.Example, dict[str, Any] | None]) -> Score:
@@ -554,7 +545,7 @@ class _Compile:
             row = self.metric.find(example)
             return Score(0.0, "the answer could not be read") if output is None else self.metric.measure(row, output)
 
-        return _map(rate, list(zip(examples, outputs, strict=True)), self.plan.concurrency)
+        return map_threads(rate, list(zip(examples, outputs, strict=True)), self.plan.concurrency)
 
     def _write_scores(
         self, folder: Path, before: Sequence[float], after: Sequence[float], outputs: Sequence[dict[str, Any] | None]
@@ -649,64 +640,7 @@ def _estimate_prompt(program: dspy.Module, rows: Sequence[JudgedRow]) -> int:
     return sum(sizes) // max(1, len(sizes))
 
 
-def _strip(winner: dspy.Module, start: dspy.Module) -> dspy.Module:
-    """Return the winner as a plain copy of the program, without marks and without an LM."""
-    plain = start.deepcopy()
-    found: Any = winner.predictors()[0]
-    predictor: Any = plain.predictors()[0]
-    said = found.signature.instructions
-    predictor.signature = read_signature(plain).with_instructions(clean_text(said) or said)
-    names = [*predictor.signature.input_fields, *predictor.signature.output_fields]
-    predictor.demos = [dspy.Example(_clean_demo(demo, names)) for demo in found.demos]
-    return plain
-
-
-def _read_instruction(program: dspy.Module) -> str:
-    predictor: Any = program.predictors()[0]
-    return predictor.signature.instructions
-
-
-def _clean_demo(demo: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Return a demo's fields as they may be shown again: what a model wrote is hostile."""
-    values = TypeAdapter(dict[str, Any]).dump_python({name: demo[name] for name in names if name in demo}, mode="json")
-    cleaned: Any = clean_value(values)
-    return cleaned
-
-
-def _wait_for_workers(before: set[threading.Thread]) -> None:
-    """Wait until threads an optimizer left behind have given up: they would take calls kept for measuring."""
-    for thread in set(threading.enumerate()) - before:
-        if thread.name.startswith("ThreadPoolExecutor"):
-            thread.join(timeout=WORKERS_END_S)
-
-
 def _keep_previous(default: Path) -> None:
     """Keep a measured default that is about to be replaced, as variant `previous`."""
     if default.is_file() and read_card(default).get("measured"):
         default.replace(default.with_name("previous.json"))
-
-
-def _map(work: Callable[[Any], Any], items: Sequence[Any], n_threads: int) -> list[Any]:
-    """Run `work` on all items in threads that see the caller's context; the first BaseException ends it."""
-    with ThreadPoolExecutor(n_threads) as threads:
-        futures = [threads.submit(contextvars.copy_context().run, work, item) for item in items]
-        return [future.result() for future in futures]
-
-
-@contextlib.contextmanager
-def _quiet(path: Path) -> Iterator[None]:
-    """Send what DSPy's optimizers print, draw and log to a file."""
-    import logging
-
-    handler = logging.FileHandler(path, encoding="utf-8")
-    loggers = [logging.getLogger(name) for name in ("dspy", "gepa", "optuna")]
-    before = [(each.handlers[:], each.propagate) for each in loggers]
-    with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        for each in loggers:
-            each.handlers, each.propagate = [handler], False
-        try:
-            yield
-        finally:
-            for each, (handlers, propagate) in zip(loggers, before, strict=True):
-                each.handlers, each.propagate = handlers, propagate
-            handler.close()

@@ -11,6 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import dspy
+from pydantic import TypeAdapter
+
+from matrix_dspy.loading import read_signature
+from matrix_dspy.text import clean_text, clean_value
 
 P = TypeVar("P", bound=dspy.Module)
 _MARK = "_matrix_dspy_candidate"
@@ -103,6 +107,31 @@ def read_prompt_state(predictor: Any) -> dict[str, Any]:
         "instructions": predictor.signature.instructions,
         "demos": [dict(demo) for demo in predictor.demos],
     }
+
+
+def strip(winner: dspy.Module, start: dspy.Module) -> dspy.Module:
+    """Return the winner as a plain copy of the program, without marks and without an LM."""
+    plain = start.deepcopy()
+    found: Any = winner.predictors()[0]
+    predictor: Any = plain.predictors()[0]
+    said = found.signature.instructions
+    predictor.signature = read_signature(plain).with_instructions(clean_text(said) or said)
+    names = [*predictor.signature.input_fields, *predictor.signature.output_fields]
+    predictor.demos = [dspy.Example(_clean_demo(demo, names)) for demo in found.demos]
+    return plain
+
+
+def read_instruction(program: dspy.Module) -> str:
+    """Return the instruction a program's prompt begins with."""
+    predictor: Any = program.predictors()[0]
+    return predictor.signature.instructions
+
+
+def _clean_demo(demo: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return a demo's fields as they may be shown again: what a model wrote is hostile."""
+    values = TypeAdapter(dict[str, Any]).dump_python({name: demo[name] for name in names if name in demo}, mode="json")
+    cleaned: Any = clean_value(values)
+    return cleaned
 
 
 def _mean(scores: Mapping[str, Sequence[float]], prior: float, weight: int) -> float:
