@@ -340,6 +340,7 @@ def programs(
 ) -> None:
     """List the DSPy programs, or show one."""
     from matrix_dspy.report.programs import describe_program, diff_variants, list_program_lines
+    from matrix_dspy.text import drop_controls
 
     if diff is not None:
         from matrix_dspy.errors import ConfigError
@@ -350,7 +351,7 @@ def programs(
     else:
         lines = describe_program(name) if name else list_program_lines()
     for line in lines:
-        typer.echo(line)
+        typer.echo(drop_controls(line))
 
 
 @app.command()

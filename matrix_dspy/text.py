@@ -81,6 +81,11 @@ def clean_text(text: str) -> str:
     return re.sub(r"\n{4,}", "\n\n\n", text).strip()
 
 
+def drop_controls(text: str) -> str:
+    """Return `text` without control and direction marks, which a terminal would obey; line ends and tabs stay."""
+    return text.translate(_REMOVED)
+
+
 def replace_surrogates(text: str) -> str:
     """Put U+FFFD in the place of halves of surrogate pairs, which no file takes."""
     return _SURROGATES.sub("\ufffd", text)

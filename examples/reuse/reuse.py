@@ -57,6 +57,8 @@ def recompile_judge(lm: str, out: Path) -> dspy.Module:
 class Improver(dspy.Module):
     """Criticise an answer, and revise it by the critique."""
 
+    signature = "instruction, response -> critique, revision"  # what run_program is to read and write
+
     def __init__(self, critic: dspy.Module, reviser: dspy.Module) -> None:
         super().__init__()
         self.critic = critic
