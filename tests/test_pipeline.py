@@ -224,7 +224,7 @@ def test_a_server_that_goes_away_stops_the_run_and_fails_no_row(serve: Callable[
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start_cli("generate", "-q", *QUICK, "--lm", "rehearsal?latency=0.2", "--out", run)
+    process = start_cli("generate", "-q", *QUICK, "--lm", "rehearsal?latency=0.5", "--out", run)
     while not (run / "journal" / "main.jsonl").exists():
         time.sleep(0.05)
     time.sleep(1)

@@ -390,11 +390,11 @@ def test_a_revision_that_changes_nothing_is_a_fault_unless_nothing_was_wrong():
     assert check_revision(same, critique="No faults found.") == []
 
 
-def test_a_revision_must_not_grow_beyond_twice_the_length_and_forty_words():
+def test_a_revision_must_not_grow_beyond_twice_the_length_and_eighty_words():
     response = words(10, "bee")
 
-    assert check_revision(words(60), response=response) == []
-    assert check_revision(words(61), response=response) == ["it is more than twice as long as the first answer"]
+    assert check_revision(words(100), response=response) == []
+    assert check_revision(words(101), response=response) == ["it is more than twice as long as the first answer"]
 
 
 # ---- any text at all

@@ -208,7 +208,7 @@ def test_without_a_judge_the_checks_alone_decide():
 
 def test_every_fault_costs_a_fifth_of_the_score():
     one = rate(make_judge(give(5)), "As the critique says, there are three bees.")
-    two = rate(make_judge(give(5)), f"As the critique says: {'bee ' * 80}")
+    two = rate(make_judge(give(5)), f"As the critique says: {'bee ' * 160}")
 
     assert one.value == pytest.approx(0.9 * 0.8)
     assert two.value == pytest.approx(0.9 * 0.6)
