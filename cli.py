@@ -541,7 +541,7 @@ def _estimate(
 
 def _compile(plans: "Sequence[Plan]", quiet: bool) -> None:
     """Compile what is planned, one program after the other, and say what came of each."""
-    from matrix_dspy.errors import LimitError
+    from matrix_dspy.errors import ConfigError, LimitError, RunError, StateMismatchError, TableError
     from matrix_dspy.optimization.compiling import compile_program
 
     stream = sys.stderr  # the compile sends what others print to a file
@@ -550,9 +550,17 @@ def _compile(plans: "Sequence[Plan]", quiet: bool) -> None:
         if not quiet:
             print(words, file=stream, flush=True)
 
+    n_refused = 0
     try:
         for plan in plans:
-            compiled = compile_program(plan, say)
+            try:
+                compiled = compile_program(plan, say)
+            except (ConfigError, RunError, TableError, StateMismatchError) as error:
+                if len(plans) == 1:
+                    raise
+                n_refused += 1
+                typer.echo(f"{plan.program:18} {plan.optimizer:9} error: {error}", err=True)
+                continue
             where = f" -> {compiled.path}" if compiled.path else ""
             typer.echo(f"{plan.program:18} {plan.optimizer:9} {compiled.words}{where}")
     except KeyboardInterrupt:
@@ -561,6 +569,8 @@ def _compile(plans: "Sequence[Plan]", quiet: bool) -> None:
     except LimitError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(3) from None
+    if n_refused:
+        raise typer.Exit(1)
     typer.echo(f"next:     {_program()} programs {plans[0].program if len(plans) == 1 else ''}".rstrip())
 
 

@@ -155,7 +155,7 @@ class RunFolder:
         write_text(tomli_w.dumps(document), path)
 
 
-def take_lock(path: Path) -> BaseFileLock:
+def take_lock(path: Path, option: str = "--out") -> BaseFileLock:
     """Take a folder for this process; the lock goes with the process, however it ends.
 
     Raises:
@@ -166,7 +166,7 @@ def take_lock(path: Path) -> BaseFileLock:
         lock.acquire()
     except Timeout as error:
         raise RunError(
-            f"another process is working on {str(path)!r}; wait for it, or give another folder with --out"
+            f"another process is working on {str(path)!r}; wait for it, or give another folder with {option}"
         ) from error
     return lock
 

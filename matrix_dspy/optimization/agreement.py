@@ -16,6 +16,8 @@ N_RESAMPLES = 1000
 CONFIDENCE = 0.95
 LEAST_KAPPA = 0.5
 """Quadratic-weighted kappa below which a judge may not be used as a metric; 0.41 to 0.60 is called moderate."""
+LEAST_ROWS = 24
+"""Held-out rows of a program a judge was measured on before it may serve as its metric."""
 LEAST_PAIRS = 100
 """Held-out pairs a calibrated judge was asked, each in both orders (METHOD 3.6)."""
 

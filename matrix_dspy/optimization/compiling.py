@@ -33,6 +33,18 @@ from matrix_dspy.loading import (
     state_path,
 )
 from matrix_dspy.optimization import agreement
+from matrix_dspy.optimization.accepting import (
+    Existing,
+    Verdict,
+    check_variant,
+    decide,
+    find_state,
+    load_start,
+    merge_orders,
+    note_agreement,
+    read_existing,
+    set_default,
+)
 from matrix_dspy.optimization.guards import build_adapter
 from matrix_dspy.optimization.judged import (
     JUDGES,
@@ -46,10 +58,11 @@ from matrix_dspy.optimization.judged import (
 )
 from matrix_dspy.optimization.measuring import JudgeReport, count_measuring, mean
 from matrix_dspy.optimization.metering import BudgetSpent, EngineDown, EngineRoom, Meter, MeteredEngine, raise_if_down
-from matrix_dspy.optimization.metrics import Judge, Metric, Score, read_judge_card, read_level
+from matrix_dspy.optimization.metrics import N_TRIES, Judge, Metric, Score, read_judge_card, read_level
 from matrix_dspy.optimization.optimizers import (
     LONGEST_INSTRUCTION,
     MAX_DEMOS,
+    NEEDS_DEMOS,
     Bench,
     OptimizerName,
     choose_demos,
@@ -59,6 +72,7 @@ from matrix_dspy.optimization.optimizers import (
 from matrix_dspy.optimization.scoreboard import Scoreboard, read_instruction, strip
 from matrix_dspy.optimization.threads import map_threads, quiet, wait_for_workers
 from matrix_dspy.report.prices import find_price
+from matrix_dspy.text import one_line, shorten
 
 DEFAULT_BUDGET = 1500
 SAMPLES: dict[str, dict[Split, int]] = {"output_judge": {"train": 60, "val": 40}}
@@ -99,9 +113,9 @@ class Plan:
     @property
     def folder(self) -> Path:
         """Where the work lies."""
-        return self.work or Path("runs") / "compile" / "-".join(
-            filter(None, [self.program, self.optimizer, self.variant])
-        )
+        seed = f"seed{self.seed}" if self.seed else ""
+        name = "-".join(filter(None, [self.program, self.optimizer, self.variant, seed]))
+        return self.work or Path("runs") / "compile" / name
 
 
 @dataclass
@@ -143,29 +157,42 @@ def compile_program(plan: Plan, say: Say = lambda words: None) -> Compiled:
         RunError: the folder holds another compile.
         EngineError: a model cannot be used.
     """
+    check_plan(plan)
     if not plan.lm:
         return _compile_unmeasured(plan)
     return _Compile(plan, say).run()
 
 
+def check_plan(plan: Plan) -> None:
+    """Refuse, before any call, a plan that can come to nothing.
+
+    Raises:
+        ConfigError: the variant's name is reserved, or the optimizer makes demos and the program keeps none.
+        ProgramNotFoundError: there is no such variant to begin with.
+    """
+    check_variant(plan.out, plan.program, plan.variant)
+    if plan.optimizer in NEEDS_DEMOS and MAX_DEMOS.get(plan.program, 0) == 0:
+        raise ConfigError(
+            f"{plan.program!r} keeps no demos, and {plan.optimizer} makes nothing else; take gepa or mipro"
+        )
+    load_start(plan.program, plan.out, plan.start)
+
+
 def forecast(plan: Plan) -> Forecast:
-    """Say what a compile will take, without any call."""
+    """Say what a compile will take, without any call; raises as `compile_program` does for a plan that does not do."""
+    check_plan(plan)
     judged = _load_set(plan)
     splits = {name: _draw(judged, name, plan.seed) for name in ("train", "val", "test")}
     per_row = 1 if plan.program in JUDGES else 2
-    n_measuring = count_measuring(plan.program, len(splits["val"]), len(splits["test"]), per_row) + SLACK
+    most = 1 if plan.program in JUDGES else 1 + N_TRIES
+    n_measuring = count_measuring(plan.program, len(splits["val"]), len(splits["test"]), most) + SLACK
     least = n_measuring + least_budget(plan.optimizer, len(splits["train"]), len(splits["val"]), per_row)
-    program = load_start(plan)
+    program = load_start(plan.program, plan.out, plan.start)
     n_prompt = _estimate_prompt(program, splits["val"])
     limit = SAMPLING[plan.program].max_tokens
     return Forecast(
         n_measuring, max(0, plan.budget - n_measuring), least, n_prompt * plan.budget, limit // 3 * plan.budget
     )
-
-
-def load_start(plan: Plan) -> dspy.Module:
-    """Return the program a compile begins with."""
-    return build_program(plan.program) if plan.start == "written" else load_program(plan.program, plan.start)
 
 
 def _compile_unmeasured(plan: Plan) -> Compiled:
@@ -180,10 +207,12 @@ def _compile_unmeasured(plan: Plan) -> Compiled:
         predictor.demos = choose_demos(plan.program, judged.split("train"), MAX_DEMOS.get(plan.program, 0))
         card["judged"] = {"sha256": judged.sha256, "rows": len(judged.rows)}
     card["settings"] = {"max_demos": MAX_DEMOS.get(plan.program, 0), "demos": len(predictor.demos)}
-    default = plan.out / plan.program / "default.json"
-    is_kept = default.is_file() and bool(read_card(default).get("measured"))
+    existing = read_existing(plan.program, plan.out)
+    is_kept = existing.is_measured
     name = plan.variant or ("labeled" if is_kept else "default")
     path = state_path(plan.out, plan.program, name)
+    if name == "default" and existing.is_broken:
+        set_default(plan.out, plan.program, program, existing, card)
     save_program(program, path, card=card)
     n = len(predictor.demos)
     words = f"{n} demos chosen, nothing was measured" if n else "as written, without demos; nothing was measured"
@@ -201,7 +230,9 @@ class _Compile:
         self.judged = _load_set(plan)
         self.rows = {name: _draw(self.judged, name, plan.seed) for name in ("train", "val", "test")}
         self.per_row = 1 if plan.program in JUDGES else 2
-        self.n_measuring = count_measuring(plan.program, len(self.rows["val"]), len(self.rows["test"]), self.per_row)
+        self.most_per_row = 1 if plan.program in JUDGES else 1 + N_TRIES
+        n_val, n_test = len(self.rows["val"]), len(self.rows["test"])
+        self.n_measuring = count_measuring(plan.program, n_val, n_test, self.most_per_row)
         needed = (
             SLACK
             + self.n_measuring
@@ -218,9 +249,10 @@ class _Compile:
     def run(self) -> Compiled:
         """Do it all; the folder is held while it lasts."""
         folder = self.plan.folder
-        with boundary(RunError, f"make the folder {folder}"):
-            folder.mkdir(parents=True, exist_ok=True)
-        lock = take_lock(folder)
+        for place in (folder, self.plan.out / self.plan.program):
+            with boundary(RunError, f"make the folder {str(place)!r}"):
+                place.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(folder, option="--work")
         room = EngineRoom()
         try:
             with quiet(folder / "optimizer.log"):
@@ -232,9 +264,9 @@ class _Compile:
     def _run(self, folder: Path, room: EngineRoom) -> Compiled:
         engines = self._open_engines(room)
         self.models = {role: engine.model for role, engine in engines.items()}
-        start = self._take_start(folder)
         judge, quality = self._find_judge()
-        self._hold_identity(folder, judge, quality)
+        start = self._take_start(folder)
+        self._hold_identity(folder, start, judge, quality)
         self.meter, self.journal = Meter(folder, self.plan.budget), Journal(folder / "journal")
         self.meter.n_lost = max(0, self.meter.n_sent - len(self.journal))
         try:
@@ -269,9 +301,9 @@ class _Compile:
     def _take_start(self, folder: Path) -> dspy.Module:
         """Return the state the compile began from; a later start of the same command begins from it too."""
         kept = folder / "start.json"
-        if kept.is_file():
+        if (folder / "compile.toml").is_file() and kept.is_file():
             return load_program(kept)
-        program = load_start(self.plan)
+        program = load_start(self.plan.program, self.plan.out, self.plan.start)
         save_program(program, kept, card={"optimizer": "start"})
         return program
 
@@ -284,7 +316,7 @@ class _Compile:
         quality = read_judge_card(card, self.models["judge"], self.plan.program, force=self.plan.force)
         return load_program(path) if path else build_program("output_judge"), quality
 
-    def _hold_identity(self, folder: Path, judge: dspy.Module | None, quality: list[float]) -> None:
+    def _hold_identity(self, folder: Path, start: dspy.Module, judge: dspy.Module | None, quality: list[float]) -> None:
         """Write what this compile is, or compare it with what the folder holds."""
         plan = self.plan
         identity = {
@@ -294,7 +326,8 @@ class _Compile:
             "judged": self.judged.sha256,
             "metric": METRIC_VERSION,
             "models": self.models,
-            "start": hash_state(load_program(folder / "start.json")),
+            "from": plan.start,
+            "start": hash_state(start),
             "judge": hash_state(judge) if judge is not None else "",
             "quality": quality,
             "dspy": dspy.__version__,
@@ -334,7 +367,7 @@ class _Compile:
         val = examples["val"]
         before_val = self._evaluate(student, val)
         self.say(f"{self.plan.program}: the start scores {mean(before_val):.3f} on {len(val)} validation rows")
-        self.meter.kept_back = self.n_measuring - len(val) * self.per_row + SLACK
+        self.meter.kept_back = self.n_measuring - len(val) * self.most_per_row + SLACK
         chosen = self._optimize(student, examples, before_val)
         self.meter.kept_back = 0
         winner, after_val = self._choose(student, chosen, val, before_val)
@@ -368,13 +401,12 @@ class _Compile:
             except BudgetSpent:
                 self.say(f"{plan.program}: the optimizer's share of the budget is spent; the best so far is taken")
                 return None
-            except ConfigError:
-                raise
-            except Exception as error:
+            except Exception as error:  # an answer of the teacher it could not read, most often
                 raise_if_down(meter)
-                if meter.is_spent:
-                    return None
-                raise RunError(f"{plan.optimizer} failed on {plan.program!r}: {error}; see optimizer.log") from error
+                if not meter.is_spent:
+                    words = shorten(one_line(str(error)), 40)
+                    self.say(f"{plan.program}: {plan.optimizer} stopped ({words}); the best so far is taken")
+                return None
             finally:
                 wait_for_workers(threads)
 
@@ -408,57 +440,50 @@ class _Compile:
         result = strip(winner, start) if winner is not None else start
         outputs_after = self._predict(result, test) if winner is not None else outputs_before
         after = [score.value for score in self._measure(test, outputs_after)] if winner is not None else before
-        gain = agreement.compare(before, after, self.plan.seed)
+        rows = self.rows["test"]
+        gain = agreement.compare(merge_orders(rows, before), merge_orders(rows, after), self.plan.seed)
         self._write_scores(folder, before, after, outputs_after)
         card = self._build_card(before, after, gain, before_val, after_val)
+        existing = read_existing(self.plan.program, self.plan.out)
+        n_rows = len(merge_orders(rows, before))
+        verdict = decide(gain, n_rows, existing, start, result, is_forced=self.plan.force)
         if self.plan.program in JUDGES:
-            report = JudgeReport(self.plan.program, result, self.metric, self._predict, self.plan.seed)
-            card["agreement"] = {self.models["task"]: report.describe(self.rows["test"], outputs_after)}
-        return self._save(result, card, gain, is_new=winner is not None)
+            stays = not verdict.is_accepted and self.plan.start == "default"
+            judge, outputs = (start, outputs_before) if stays else (result, outputs_after)
+            report = JudgeReport(self.plan.program, judge, self.metric, self._predict, self.plan.seed)
+            found = report.describe(rows, outputs) | {"judged": self.judged.sha256}
+            card["agreement"] = {self.models["task"]: found}
+        return self._save(result, start, card, verdict, existing, is_new=winner is not None)
 
-    def _save(self, result: dspy.Module, card: dict[str, Any], gain: agreement.Interval, *, is_new: bool) -> Compiled:
-        """Save the result as variant or as default, and say why."""
+    def _save(
+        self,
+        result: dspy.Module,
+        start: dspy.Module,
+        card: dict[str, Any],
+        verdict: Verdict,
+        existing: Existing,
+        *,
+        is_new: bool,
+    ) -> Compiled:
+        """Save the result as default or as variant, and say why; of a judge note how well the default agrees."""
         plan = self.plan
-        default = state_path(plan.out, plan.program, "default")
-        is_same = default.is_file() and hash_state(load_program(default)) == hash_state(result)
-        is_sure, (may_replace, why) = gain.low > 0, self._may_replace(default, is_same=is_same)
-        words = f"gain {gain} on {len(self.rows['test'])} test rows"
-        name = plan.variant or plan.optimizer
-        if not is_new:
-            words = "nothing tried was better than the start on the validation rows"
-            path = self._keep_agreement(default, result, card)
-            return Compiled(plan.program, path, False, words + "; the default stays", card)
-        if is_sure and may_replace:
-            if not is_same:
-                _keep_previous(default)
-            save_program(result, default, card={**card, "accepted": True})
+        words = f"gain {agreement.Interval(**card['test']['gain'])} on {card['n_test']} test rows"
+        if verdict.is_accepted and is_new:
+            path = set_default(plan.out, plan.program, result, existing, card)
             if plan.variant:
-                save_program(result, state_path(plan.out, plan.program, name), card={**card, "accepted": True})
-            return Compiled(plan.program, default, True, f"{words}: it is the default now", card)
-        if not is_sure:
-            why = "the interval does not exclude zero"
+                save_program(result, state_path(plan.out, plan.program, plan.variant), card=card | {"accepted": True})
+            return Compiled(plan.program, path, True, f"{words}: it is the default now", card)
+        noted = None
+        if plan.program in JUDGES and plan.start == "default":
+            noted = note_agreement(plan.out, plan.program, start, existing, card["agreement"])
+        if not is_new:
+            words = "nothing tried was better than the start on the validation rows; the default stays"
+            return Compiled(plan.program, noted, False, words, card)
+        name = plan.variant or plan.optimizer
         path = state_path(plan.out, plan.program, name)
-        save_program(result, path, card={**card, "accepted": False})
-        return Compiled(plan.program, path, False, f"{words}: kept as variant {name!r}, since {why}", card)
-
-    def _may_replace(self, default: Path, *, is_same: bool) -> tuple[bool, str]:
-        if self.plan.force:
-            return False, "the judge was forced"
-        if is_same:
-            return True, ""  # the same compile, run again
-        if self.plan.start != "default" and default.is_file() and read_card(default).get("measured"):
-            return False, f"it was measured against {self.plan.start!r}, not against the default"
-        return True, ""
-
-    def _keep_agreement(self, default: Path, result: dspy.Module, card: dict[str, Any]) -> Path | None:
-        """Note a judge's agreement in the card of the default that stays; nothing is saved for other programs."""
-        if self.plan.program not in JUDGES or self.plan.start != "default":
-            return None
-        known = read_card(default) if default.is_file() else {"optimizer": "written", "measured": True}
-        kept = {key: value for key, value in known.items() if key not in _OWN_KEYS}
-        models = {**(known.get("agreement") or {}), **card["agreement"]}
-        save_program(result, default, card={**kept, "agreement": models})
-        return default
+        own = {key: value for key, value in card.items() if key != "agreement" or noted is None}
+        save_program(result, path, card={**own, "accepted": False})
+        return Compiled(plan.program, path, False, f"{words}: kept as variant {name!r}, since {verdict.why_not}", card)
 
     def _build_card(
         self,
@@ -599,17 +624,6 @@ class _Compile:
         return f"{said}, ${spent:,.2f}"
 
 
-_OWN_KEYS = ("program", "fields", "dspy", "prompt_sha256", "state_sha256", "agreement")
-
-
-def find_state(program: str, out: Path, variant: str = "default") -> Path | None:
-    """Return the file of a state: in `out` first, then on the search path."""
-    from matrix_dspy.loading import search_path
-
-    places = [state_path(folder, program, variant) for folder in (out, *search_path())]
-    return next((path for path in places if path.is_file()), None)
-
-
 def _load_set(plan: Plan) -> JudgedSet:
     judged = load_judged(plan.program, plan.judged)
     if plan.program == "pair_judge":
@@ -638,9 +652,3 @@ def _estimate_prompt(program: dspy.Module, rows: Sequence[JudgedRow]) -> int:
     prompt = Prompt.of(program)
     sizes = [sum(estimate_tokens(each["content"]) for each in prompt.messages(row.inputs)) for row in rows]
     return sum(sizes) // max(1, len(sizes))
-
-
-def _keep_previous(default: Path) -> None:
-    """Keep a measured default that is about to be replaced, as variant `previous`."""
-    if default.is_file() and read_card(default).get("measured"):
-        default.replace(default.with_name("previous.json"))

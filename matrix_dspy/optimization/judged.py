@@ -111,6 +111,7 @@ def read_rows(program: str, path: Path) -> list[JudgedRow]:
     check = RowCheck(program)
     rows: list[JudgedRow] = []
     seen: set[str] = set()
+    splits: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -121,6 +122,11 @@ def read_rows(program: str, path: Path) -> list[JudgedRow]:
         if row.id in seen:
             raise TableError(f"{str(path)!r}, line {number}: the id {row.id!r} stands there twice; give each its own")
         seen.add(row.id)
+        if splits.setdefault(json.dumps(row.inputs, sort_keys=True), row.split) != row.split:
+            raise TableError(
+                f"{str(path)!r}, line {number}: its inputs stand in another split too; keep rows of the same inputs in "
+                "one split, or what is learnt leaks into what is measured"
+            )
         rows.append(row)
     return rows
 

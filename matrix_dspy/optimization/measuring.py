@@ -10,7 +10,7 @@ from typing import Any
 import dspy
 
 from matrix_dspy.optimization import agreement
-from matrix_dspy.optimization.judged import GOOD, JUDGES, JudgedRow, load_judged, sample_rows
+from matrix_dspy.optimization.judged import GOOD, JUDGES, LEVELS, JudgedRow, load_judged, sample_rows
 from matrix_dspy.optimization.metrics import Metric, read_level
 
 N_REPEATS = 2
@@ -34,17 +34,19 @@ class JudgeReport:
         """Return what a card says of the judge."""
         if self.program == "pair_judge":
             return self._describe_pairs(rows, outputs)
-        answered = [(row, output) for row, output in zip(rows, outputs, strict=True) if output is not None]
-        labels = [row.score or 0 for row, _ in answered]
-        scores = [read_level(self.program, output) for _, output in answered]
+        labels = [row.score or 0 for row in rows]
+        scores = [
+            read_level(self.program, output) if output is not None else _farthest(label)
+            for label, output in zip(labels, outputs, strict=True)
+        ]
         found: dict[str, Any] = agreement.describe_agreement(labels, scores, self.seed)
-        found["unanswered"] = len(rows) - len(answered)
+        found["unanswered"] = sum(output is None for output in outputs)
         found["quality"] = agreement.calibrate_quality(scores, labels)
         found["probability"] = agreement.calibrate(scores, [label >= GOOD for label in labels])
         found["repeat_noise"] = self._measure_noise(rows)
         found["by_program"] = {}
         if self.program == "output_judge":
-            found["by_program"] = self._describe_programs([row for row, _ in answered], labels, scores)
+            found["by_program"] = self._describe_programs(rows, labels, scores)
         if self.program == "response_judge":
             found["pairs"] = self._compare_pairs()
         return found
@@ -111,6 +113,11 @@ class JudgeReport:
             for outputs in zip(*repeats, strict=True)
         ]
         return agreement.describe_noise(scored)
+
+
+def _farthest(label: int) -> int:
+    """Return the level farthest from a label: what a row without an answer counts as."""
+    return 1 if label > LEVELS[len(LEVELS) // 2] - 1 else 5
 
 
 def count_measuring(program: str, n_val: int, n_test: int, per_row: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import dspy
 
 from matrix_dspy.errors import ConfigError
-from matrix_dspy.optimization.agreement import LEAST_KAPPA
+from matrix_dspy.optimization.agreement import LEAST_KAPPA, LEAST_ROWS
 from matrix_dspy.optimization.checks import find_faults
 from matrix_dspy.optimization.guards import build_adapter
 from matrix_dspy.optimization.judged import (
@@ -96,7 +96,13 @@ def read_judge_card(card: Mapping[str, Any] | None, model: str, program: str, *,
             f"the judge has not been measured on {model!r}; run `compile judge` with --lm naming that model first, "
             "or add --force, and no result becomes the default"
         )
-    kappa = measured["by_program"].get(program, measured)["kappa"]["value"]
+    own = measured["by_program"].get(program) or {}
+    if own.get("n", 0) < LEAST_ROWS and not force:
+        raise ConfigError(
+            f"the judge was measured on {own.get('n', 0)} rows of {program!r} on {model!r}, {LEAST_ROWS} are needed; "
+            "compile it on the shipped sets, or add --force"
+        )
+    kappa = own["kappa"]["value"] if own else 0.0
     if kappa < LEAST_KAPPA and not force:
         raise ConfigError(
             f"the judge agrees too little with the labels of {program!r}: kappa {kappa:.2f} on {model!r}, "

@@ -50,12 +50,16 @@ def plan_compile(
     """
     if optimizer is not None and optimizer not in OPTIMIZERS:
         raise ConfigError(f"no optimizer {optimizer!r}; {did_you_mean(optimizer, list(OPTIMIZERS))}")
-    for option, value in (("--judged", judged), ("--work", work)):
-        if value is not None and n_programs > 1:
-            raise ConfigError(f"{option} is for one program, {n_programs} are asked for; name the one it is for")
+    if judged is not None and n_programs > 1:
+        raise ConfigError(f"--judged is for one program, {n_programs} are asked for; name the one it is for")
     has_rows = judged is not None or program in list_judged()
+    if lm and not has_rows and (n_programs == 1 or optimizer not in (None, "labeled")):
+        raise ConfigError(
+            f"{program!r} has no judged set to be measured on; give one with --judged, or leave --lm away"
+        )
+    place = work / program if work is not None and n_programs > 1 else work
     chosen: Any = optimizer or (choose_optimizer(program) if lm and has_rows else "labeled")
-    return Plan(program=program, optimizer=chosen, lm=lm if has_rows else "", judged=judged, work=work, **rest)
+    return Plan(program=program, optimizer=chosen, lm=lm if has_rows else "", judged=judged, work=place, **rest)
 
 
 def describe_plans(plans: Sequence[Plan]) -> Iterator[str]:

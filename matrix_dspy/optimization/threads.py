@@ -17,7 +17,11 @@ def map_threads(work: Callable[[Any], Any], items: Sequence[Any], n_threads: int
     """Run `work` on all items in threads that see the caller's context; the first BaseException ends it."""
     with ThreadPoolExecutor(n_threads) as threads:
         futures = [threads.submit(contextvars.copy_context().run, work, item) for item in items]
-        return [future.result() for future in futures]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 @contextlib.contextmanager

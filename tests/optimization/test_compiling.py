@@ -17,7 +17,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from matrix_dspy.bulk.prompt import Prompt
-from matrix_dspy.errors import ConfigError, RunError
+from matrix_dspy.errors import ConfigError, ProgramNotFoundError, RunError
 from matrix_dspy.loading import build_program, hash_state, load_program, read_card, save_program
 from matrix_dspy.optimization.compiling import Compiled, Plan, compile_program, forecast
 from matrix_dspy.optimization.judged import judged_folder, load_judged
@@ -196,14 +196,15 @@ def test_the_card_tells_how_the_state_came_about(plan: Plan) -> None:
     assert scores["after"].mean() == pytest.approx(card["test"]["after"]["value"], abs=1e-3)
 
 
-def test_a_measured_default_is_kept_where_the_gain_is_not_sure(plan: Plan) -> None:
-    first = compile_program(plan)
+def test_a_measured_default_is_kept_where_nothing_better_is_found(plan: Plan) -> None:
+    first = compile_program(replace(plan, optimizer="labeled"))
     assert first.path is not None and first.is_default
     state = first.path.read_bytes()
 
     second = compile_program(replace(plan, optimizer="labeled", start="default", work=plan.folder.with_name("second")))
 
     assert not second.is_default
+    assert "nothing tried was better than the start" in second.words
     assert first.path.read_bytes() == state
 
 
@@ -215,6 +216,56 @@ def test_a_measured_default_that_is_replaced_is_kept_as_previous(plan: Plan) -> 
 
     assert second.is_default, second.words
     assert hash_state(load_program(plan.out / PROGRAM / "previous.json")) != hash_state(load_program(second.path or ""))
+
+
+def test_a_compile_that_is_run_again_does_not_bring_an_older_default_back(plan: Plan) -> None:
+    older = replace(plan, optimizer="bootstrap", work=plan.folder.with_name("older"))
+    assert compile_program(older).is_default
+    newer = compile_program(replace(plan, start="default", work=plan.folder.with_name("newer")))
+    assert newer.is_default and newer.path is not None
+    state = newer.path.read_bytes()
+
+    again = compile_program(older)
+
+    assert not again.is_default
+    assert "not measured against what is the default now" in again.words
+    assert newer.path.read_bytes() == state
+
+
+def test_a_default_that_cannot_be_read_is_set_aside(plan: Plan) -> None:
+    default = plan.out / PROGRAM / "default.json"
+    default.parent.mkdir()
+    default.write_text("{", encoding="utf-8")
+
+    compiled = compile_program(replace(plan, start="default"))
+
+    assert compiled.is_default
+    assert default.with_name("broken.json").read_text("utf-8") == "{"
+    assert load_program(default)
+
+
+def test_a_few_rows_are_never_enough_for_a_default(plan: Plan, tmp_path: Path) -> None:
+    few = tmp_path / f"{PROGRAM}.jsonl"
+    lines = (judged_folder() / f"{PROGRAM}.jsonl").read_text("utf-8").splitlines()
+    kept = [line for line in lines if json.loads(line)["split"] != "test"]
+    kept += [line for line in lines if json.loads(line)["split"] == "test"][:10]
+    few.write_text("\n".join(kept), encoding="utf-8")
+
+    compiled = compile_program(replace(plan, judged=few))
+
+    assert not compiled.is_default
+    assert "10 test rows are too few to be sure" in compiled.words
+
+
+def test_a_judges_agreement_is_noted_where_the_default_stays(testing_lm: Server, tmp_path: Path) -> None:
+    plan = Plan("response_judge", "labeled", testing_lm.url, budget=1500, out=tmp_path / "out", work=tmp_path / "work")
+
+    compiled = compile_program(plan)
+
+    assert not compiled.is_default
+    card = read_card(tmp_path / "out" / "response_judge" / "default.json")
+    assert card["agreement"]["testing-lm"]["n"] == 26
+    assert card["measured"] is False
 
 
 def test_a_judge_that_guesses_is_refused_and_forced_never_makes_a_default(
@@ -336,11 +387,13 @@ def test_a_users_own_set_is_compiled_with_its_own_rubric(plan: Plan, tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "kind", "words"),
     [
-        ({"budget": 50}, ConfigError, "a budget of 50 calls does not do for intra_router by gepa: measuring takes 208"),
+        ({"budget": 50}, ConfigError, "a budget of 50 calls does not do for intra_router by gepa: measuring takes 296"),
         ({"lm": ""}, ConfigError, "gepa needs a model; add --lm, or take --optimizer labeled"),
         ({"program": "responder", "optimizer": "bootstrap"}, ConfigError, "'responder' keeps no demos"),
         ({"lm": "nonsense"}, ConfigError, "unknown LM 'nonsense'"),
         ({"variant": "../x"}, ConfigError, "variant '../x' does not do"),
+        ({"variant": "default"}, ConfigError, "--variant 'default' has a meaning of its own"),
+        ({"start": "gepa-9"}, ProgramNotFoundError, "no variant 'gepa-9'"),
     ],
 )
 def test_a_plan_that_does_not_do_is_refused_in_a_sentence(
@@ -426,6 +479,7 @@ def test_a_dry_run_says_calls_and_cost_and_asks_nobody(tmp_path: Path) -> None:
         (["compile", "actr"], "no program 'actr'; did you mean 'actor'?"),
         (["compile", "actor", "--optimizer", "gepaa"], "no optimizer 'gepaa'; did you mean 'gepa'?"),
         (["compile", "actor", "critic", "--judged", "x.jsonl"], "--judged is for one program, 2 are asked for"),
+        (["compile", "planner", "--lm", "http://127.0.0.1:1/v1"], "'planner' has no judged set to be measured on"),
         (["compile", "actor", "--judged", "none.jsonl"], "no judged set 'none.jsonl' for 'actor'; check the path"),
         (["compile", "actor", "--optimizer", "gepa"], "gepa needs a model; add --lm"),
     ],

@@ -152,8 +152,9 @@ def test_the_judge_leaves_no_trace_in_the_program_that_is_optimised():
 # ---- whether a judge may be used
 
 
-def make_card(kappa: float = 0.7, by_program: dict[str, float] | None = None) -> dict[str, Any]:
-    programs = {name: {"kappa": {"value": value}} for name, value in (by_program or {}).items()}
+def make_card(kappa: float = 0.7, by_program: dict[str, float] | None = None, n: int = 26) -> dict[str, Any]:
+    known = {"reviser": kappa} if by_program is None else by_program
+    programs = {name: {"kappa": {"value": value}, "n": n} for name, value in known.items()}
     return {"agreement": {"toy": {"kappa": {"value": kappa}, "quality": QUALITY, "by_program": programs}}}
 
 
@@ -177,6 +178,12 @@ def test_the_programs_own_agreement_decides_where_it_was_measured():
         read_judge_card(card, "toy", "reviser", force=False)
     assert read_judge_card(card, "toy", "critic", force=False) == QUALITY
     assert read_judge_card(make_card(0.2, {"critic": 0.8}), "toy", "critic", force=False) == QUALITY
+
+
+@pytest.mark.parametrize("card", [make_card(0.9, {"critic": 0.9}), make_card(0.9, n=23)])
+def test_a_judge_measured_on_few_rows_of_the_program_or_none_is_refused(card: dict[str, Any]):
+    with pytest.raises(ConfigError, match=r"on (0|23) rows of 'reviser' on 'toy', 24 are needed"):
+        read_judge_card(card, "toy", "reviser", force=False)
 
 
 @pytest.mark.parametrize("card", [None, {}, {"agreement": None}, {"agreement": {}}, make_card()])
