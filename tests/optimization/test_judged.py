@@ -20,6 +20,7 @@ from matrix_dspy.optimization.judged import (
     list_written,
     load_judged,
     read_output,
+    read_rows,
     sample_rows,
     turn_pair,
 )
@@ -218,6 +219,15 @@ def test_a_bad_row_is_named_by_file_and_line_with_what_is_wrong(
     assert said.startswith(f"{str(path)!r}, line 3: ")
     assert [each for each in words if each not in said] == []
     assert "\n" not in said
+
+
+def test_inputs_that_stand_in_two_splits_are_refused(tmp_path: Path):
+    one = json.loads((judged_folder() / "intra_router.jsonl").read_text("utf-8").splitlines()[0])
+    other = {**one, "id": "other", "split": "test" if one["split"] != "test" else "train"}
+
+    with pytest.raises(TableError, match="line 2: its inputs stand in another split too"):
+        read_rows("intra_router", write(tmp_path / "rows.jsonl", one, other))
+    assert len(read_rows("intra_router", write(tmp_path / "rows.jsonl", one, {**other, "split": one["split"]}))) == 2
 
 
 def test_an_id_that_stands_twice_is_named(tmp_path: Path):
