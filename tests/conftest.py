@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -48,7 +49,19 @@ def run_cli(*arguments: str | Path, cwd: Path | None = None, timeout: float = 12
 def start_cli(*arguments: str | Path) -> subprocess.Popen[str]:
     """Start the command line and do not wait."""
     command = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=_heed_interrupts,
+    )
+
+
+def _heed_interrupts() -> None:
+    """Undo what a shell does to commands it runs in the background: they are made deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def read_outputs(run: Path) -> dict[str, bytes]:
