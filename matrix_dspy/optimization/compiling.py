@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import dspy
 import polars as pl
@@ -48,6 +48,7 @@ from matrix_dspy.optimization.accepting import (
 from matrix_dspy.optimization.guards import build_adapter
 from matrix_dspy.optimization.judged import (
     JUDGES,
+    SPLITS,
     JudgedRow,
     JudgedSet,
     Split,
@@ -181,18 +182,44 @@ def check_plan(plan: Plan) -> None:
 def forecast(plan: Plan) -> Forecast:
     """Say what a compile will take, without any call; raises as `compile_program` does for a plan that does not do."""
     check_plan(plan)
-    judged = _load_set(plan)
-    splits = {name: _draw(judged, name, plan.seed) for name in ("train", "val", "test")}
-    per_row = 1 if plan.program in JUDGES else 2
-    most = 1 if plan.program in JUDGES else 1 + N_TRIES
-    n_measuring = count_measuring(plan.program, len(splits["val"]), len(splits["test"]), most) + SLACK
-    least = n_measuring + least_budget(plan.optimizer, len(splits["train"]), len(splits["val"]), per_row)
+    rows = _draw_splits(_load_set(plan), plan.seed)
+    size = _Size.of(plan, rows)
     program = load_start(plan.program, plan.out, plan.start)
-    n_prompt = _estimate_prompt(program, splits["val"])
-    limit = SAMPLING[plan.program].max_tokens
     return Forecast(
-        n_measuring, max(0, plan.budget - n_measuring), least, n_prompt * plan.budget, limit // 3 * plan.budget
+        n_measuring=size.n_kept_back,
+        n_optimizing=max(0, plan.budget - size.n_kept_back),
+        least=size.least,
+        prompt_tokens=_estimate_prompt(program, rows["val"]) * plan.budget,
+        completion_tokens=SAMPLING[plan.program].max_tokens // 3 * plan.budget,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """The calls a compile is made of."""
+
+    per_row: int
+    """Calls to score one row: the program's and the judge's."""
+    most_per_row: int
+    """The same where the judge's answers cannot be read at once."""
+    n_measuring: int
+    """Calls to measure start and result, at the most."""
+    least: int
+    """Smallest budget that does."""
+
+    @property
+    def n_kept_back(self) -> int:
+        """Calls the optimizer may not touch."""
+        return self.n_measuring + SLACK
+
+    @classmethod
+    def of(cls, plan: Plan, rows: dict[Split, list[JudgedRow]]) -> Self:
+        """Size a compile by its splits."""
+        n_train, n_val, n_test = (len(rows[name]) for name in SPLITS)
+        per_row, most = (1, 1) if plan.program in JUDGES else (2, 1 + N_TRIES)
+        n_measuring = count_measuring(plan.program, n_val, n_test, most)
+        least = n_measuring + SLACK + least_budget(plan.optimizer, n_train, n_val, per_row)
+        return cls(per_row, most, n_measuring, least)
 
 
 def _compile_unmeasured(plan: Plan) -> Compiled:
@@ -215,7 +242,11 @@ def _compile_unmeasured(plan: Plan) -> Compiled:
         set_default(plan.out, plan.program, program, existing, card)
     save_program(program, path, card=card)
     n = len(predictor.demos)
-    words = f"{n} demos chosen, nothing was measured" if n else "as written, without demos; nothing was measured"
+    words = (
+        f"{n} demo{'s' if n > 1 else ''} chosen, nothing was measured"
+        if n
+        else "as written, without demos; nothing was measured"
+    )
     if is_kept:
         words += "; the default was measured and stays"
     return Compiled(plan.program, path, name == "default", words, card)
@@ -228,20 +259,12 @@ class _Compile:
         self.plan = plan
         self.say = say
         self.judged = _load_set(plan)
-        self.rows = {name: _draw(self.judged, name, plan.seed) for name in ("train", "val", "test")}
-        self.per_row = 1 if plan.program in JUDGES else 2
-        self.most_per_row = 1 if plan.program in JUDGES else 1 + N_TRIES
-        n_val, n_test = len(self.rows["val"]), len(self.rows["test"])
-        self.n_measuring = count_measuring(plan.program, n_val, n_test, self.most_per_row)
-        needed = (
-            SLACK
-            + self.n_measuring
-            + least_budget(plan.optimizer, len(self.rows["train"]), len(self.rows["val"]), self.per_row)
-        )
-        if plan.budget < needed:
+        self.rows = _draw_splits(self.judged, plan.seed)
+        self.size = _Size.of(plan, self.rows)
+        if plan.budget < self.size.least:
             raise ConfigError(
-                f"a budget of {plan.budget:,} calls does not do for {plan.program} by {plan.optimizer}: measuring "
-                f"takes {self.n_measuring + SLACK:,}, and the least that can be tried {needed:,} in all; raise --budget"
+                f"a budget of {plan.budget:,} calls does not do for {plan.program} by {plan.optimizer}: measuring takes "
+                f"{self.size.n_kept_back:,}, and the least that can be tried {self.size.least:,} in all; raise --budget"
             )
         self.board = Scoreboard()
         self.student: dspy.Module | None = None
@@ -367,7 +390,7 @@ class _Compile:
         val = examples["val"]
         before_val = self._evaluate(student, val)
         self.say(f"{self.plan.program}: the start scores {mean(before_val):.3f} on {len(val)} validation rows")
-        self.meter.kept_back = self.n_measuring - len(val) * self.most_per_row + SLACK
+        self.meter.kept_back = self.size.n_kept_back - len(val) * self.size.most_per_row
         chosen = self._optimize(student, examples, before_val)
         self.meter.kept_back = 0
         winner, after_val = self._choose(student, chosen, val, before_val)
@@ -387,8 +410,8 @@ class _Compile:
             feedback=self._feedback,
             task_lm=self.task_lm,
             teacher_lm=self.teacher_lm,
-            budget=self.sized_budget - self.n_measuring - SLACK,
-            calls_per_row=self.per_row,
+            budget=self.sized_budget - self.size.n_kept_back,
+            calls_per_row=self.size.per_row,
             threshold=_choose_threshold(before),
             concurrency=plan.concurrency,
             seed=plan.seed,
@@ -629,14 +652,15 @@ def _load_set(plan: Plan) -> JudgedSet:
     if plan.program == "pair_judge":
         rows = tuple(other for row in judged.rows for other in (row, turn_pair(row)))
         judged = JudgedSet(judged.program, rows, judged.rubric, judged.sha256)
-    for name in ("train", "val", "test"):
+    for name in SPLITS:
         if plan.lm and not judged.split(name):
             raise ConfigError(f"the judged set of {plan.program!r} has no {name} rows; label some, or set their split")
     return judged
 
 
-def _draw(judged: JudgedSet, split: Split, seed: int) -> list[JudgedRow]:
-    return sample_rows(judged.split(split), SAMPLES.get(judged.program, {}).get(split, 0), seed)
+def _draw_splits(judged: JudgedSet, seed: int) -> dict[Split, list[JudgedRow]]:
+    sizes = SAMPLES.get(judged.program, {})
+    return {name: sample_rows(judged.split(name), sizes.get(name, 0), seed) for name in SPLITS}
 
 
 def _choose_threshold(scores: Sequence[float]) -> float:

@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 import dspy
 import numpy as np
 
-from matrix_dspy.errors import ConfigError
 from matrix_dspy.optimization.guards import build_adapter, limit_metric_calls
 from matrix_dspy.optimization.judged import JUDGES, JudgedRow, is_gold, read_output
 from matrix_dspy.text import count_words
@@ -94,11 +93,8 @@ def optimize(optimizer: OptimizerName, student: dspy.Module, bench: Bench) -> ds
     """Run an optimizer; returns the program it chose, None where it chose none.
 
     Raises:
-        ConfigError: the program keeps no demos and the optimizer makes nothing else.
         BudgetSpent: the budget ended first.
     """
-    if optimizer in NEEDS_DEMOS and bench.max_demos == 0:
-        raise ConfigError(f"{bench.program!r} keeps no demos, and {optimizer} makes nothing else; take gepa or mipro")
     logging.getLogger("dspy").setLevel(logging.WARNING)
     with dspy.context(num_threads=bench.concurrency, max_errors=10**9):
         return _RUN[optimizer](student, bench)

@@ -326,7 +326,7 @@ def test_every_shipped_set_can_be_labelled_and_read_again(tmp_path: Path, name: 
 # ---- where rows come from
 
 
-def check_critiques(tmp_path: Path, source: Path) -> None:
+def assert_labelled_once(tmp_path: Path, source: Path) -> None:
     person = Person(*["3", "so so"] * 5)
 
     assert sit(person, tmp_path / "mine.jsonl", source, "critic") == 5
@@ -341,7 +341,7 @@ def check_critiques(tmp_path: Path, source: Path) -> None:
 
 
 def test_rows_come_from_flat_json_lines(tmp_path: Path):
-    check_critiques(tmp_path, write(tmp_path / "rows.jsonl", *make_critiques()))
+    assert_labelled_once(tmp_path, write(tmp_path / "rows.jsonl", *make_critiques()))
 
 
 def test_rows_come_from_json_lines_in_the_form_of_a_judged_set(tmp_path: Path):
@@ -353,19 +353,19 @@ def test_rows_come_from_json_lines_in_the_form_of_a_judged_set(tmp_path: Path):
         for row in make_critiques()
     ]
 
-    check_critiques(tmp_path, write(tmp_path / "rows.jsonl", *rows))
+    assert_labelled_once(tmp_path, write(tmp_path / "rows.jsonl", *rows))
 
 
 def test_rows_come_from_csv(tmp_path: Path):
     pl.DataFrame(make_critiques()).with_columns(more=pl.lit(1)).write_csv(tmp_path / "rows[1].csv")
 
-    check_critiques(tmp_path, tmp_path / "rows[1].csv")
+    assert_labelled_once(tmp_path, tmp_path / "rows[1].csv")
 
 
 def test_rows_come_from_parquet(tmp_path: Path):
     pl.DataFrame(make_critiques()).write_parquet(tmp_path / "rows[1].parquet")
 
-    check_critiques(tmp_path, tmp_path / "rows[1].parquet")
+    assert_labelled_once(tmp_path, tmp_path / "rows[1].parquet")
 
 
 def route(call: Call) -> dict[str, Any] | str:
