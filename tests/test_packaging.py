@@ -39,7 +39,7 @@ def test_the_example_project_works_from_the_wheel_alone(wheel_binaries: Path, tm
     said = run_outside(wheel_binaries / "python", "reuse.py", cwd=tmp_path / "reuse")
 
     assert str(ROOT) not in where
-    assert "response_judge: 3 demos chosen, nothing was measured" in said
+    assert "response_judge: 3 demos chosen; nothing was measured" in said
     assert "held-out labels:" in said
 
 

@@ -242,11 +242,8 @@ def _compile_unmeasured(plan: Plan) -> Compiled:
         set_default(plan.out, plan.program, program, existing, card)
     save_program(program, path, card=card)
     n = len(predictor.demos)
-    words = (
-        f"{n} demo{'s' if n > 1 else ''} chosen, nothing was measured"
-        if n
-        else "as written, without demos; nothing was measured"
-    )
+    chosen = f"{n} demo{'s' if n > 1 else ''} chosen" if n else "as written, without demos"
+    words = f"{chosen}; nothing was measured"
     if is_kept:
         words += "; the default was measured and stays"
     return Compiled(plan.program, path, name == "default", words, card)
@@ -263,8 +260,8 @@ class _Compile:
         self.size = _Size.of(plan, self.rows)
         if plan.budget < self.size.least:
             raise ConfigError(
-                f"a budget of {plan.budget:,} calls does not do for {plan.program} by {plan.optimizer}: measuring takes "
-                f"{self.size.n_kept_back:,}, and the least that can be tried {self.size.least:,} in all; raise --budget"
+                f"a budget of {plan.budget:,} calls does not do for {plan.program} by {plan.optimizer}: measuring "
+                f"takes {self.size.n_kept_back:,}, and the least that can be tried {self.size.least:,} in all; raise --budget"
             )
         self.board = Scoreboard()
         self.student: dspy.Module | None = None

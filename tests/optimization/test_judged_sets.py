@@ -22,7 +22,10 @@ from matrix_dspy.optimization.judged import (
 )
 from matrix_dspy.text import clean_text, count_words
 
-SETS = [name for name in list_judged() if name != "output_judge"]
+SETS = [
+    *("actor", "intra_router", "inter_router", "reception_router", "scenario_writer", "instruction_writer"),
+    *("instruction_rater", "responder", "response_judge", "pair_judge", "critic", "reviser"),
+]
 SCORED = [name for name in SETS if name != "pair_judge"]
 WRITTEN = [name for name in SETS if name not in JUDGES]
 NEAR = 0.4
