@@ -261,8 +261,8 @@ class _Compile:
         if plan.budget < self.size.least:
             raise ConfigError(
                 f"a budget of {plan.budget:,} calls does not do for {plan.program} by {plan.optimizer}: "
-                f"measuring takes {self.size.n_kept_back:,}, and the least that can be tried {self.size.least:,} in all; "
-                "raise --budget"
+                f"measuring takes {self.size.n_kept_back:,}, and the least that can be tried "
+                f"{self.size.least:,} in all; raise --budget"
             )
         self.board = Scoreboard()
         self.student: dspy.Module | None = None
