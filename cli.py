@@ -36,6 +36,34 @@ LMOption = Annotated[
     str | None,
     typer.Option("--lm", help="Model: rehearsal, http://host:port/v1[#model], vllm:MODEL, or a LiteLLM name."),
 ]
+WriterLMOption = Annotated[
+    str | None, typer.Option("--writer-lm", help="Model that writes instructions. Default: --lm.")
+]
+ResponderLMOption = Annotated[str | None, typer.Option("--responder-lm", help="Model that answers. Default: --lm.")]
+JudgeLMOption = Annotated[str | None, typer.Option("--judge-lm", help="Model that judges and rates. Default: --lm.")]
+RejectedLMOption = Annotated[
+    str | None, typer.Option("--rejected-lm", help="The SFT model about to be tuned: it gives the rejected side.")
+]
+KindOption = Annotated[
+    str | None, typer.Option(help="Kind of data: sft, dpo, code, multiturn, safety, reason, or a TOML file.")
+]
+RefineOption = Annotated[int | None, typer.Option(min=0, max=8, help="Rounds of critique and revision at the most.")]
+RateOption = Annotated[bool | None, typer.Option("--rate/--no-rate", help="Rate instructions, one call a row.")]
+ThresholdOption = Annotated[
+    float | None, typer.Option("--judge-threshold", help="Drop answers the judge gives less, 1 to 5.")
+]
+BenchmarksOption = Annotated[
+    str | None, typer.Option("--benchmarks", help="Folder of evaluation sets that rows must share nothing with.")
+]
+DiverseOption = Annotated[
+    str | None, typer.Option("--diverse", help="Pick the kept rows for variety, out of twice as many: mmr or dpp.")
+]
+SelectOption = Annotated[
+    bool | None, typer.Option("--select", help="Keep what can still teach the model to be trained (METHOD 3.6).")
+]
+RewardOption = Annotated[
+    str | None, typer.Option("--reward-model", help="Scores answers for --select: a folder, or http://host:port#model.")
+]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of every choice the library makes.")]
 ConcurrencyOption = Annotated[int | None, typer.Option(min=1, help="Calls in flight at the most.")]
 OutOption = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<recipe>-<kind>.")]
@@ -93,10 +121,21 @@ def show_version(
 def generate(
     recipe: RecipeOption = "tiny",
     n: Annotated[int | None, typer.Option(min=1, help="Rows to keep. Default: the recipe's.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Kind of data: a shipped name (sft) or a TOML file.")] = None,
+    kind: KindOption = None,
     need: Annotated[str | None, typer.Option(help="What the data is for, in words.")] = None,
     type_: Annotated[str | None, typer.Option("--type", help="Instructions: simple or specialised.")] = None,
     lm: LMOption = None,
+    writer_lm: WriterLMOption = None,
+    responder_lm: ResponderLMOption = None,
+    judge_lm: JudgeLMOption = None,
+    rejected_lm: RejectedLMOption = None,
+    refine: RefineOption = None,
+    rate: RateOption = None,
+    judge_threshold: ThresholdOption = None,
+    benchmarks: BenchmarksOption = None,
+    diverse: DiverseOption = None,
+    select: SelectOption = None,
+    reward_model: RewardOption = None,
     profiles: ProfilesOption = None,
     columns: ColumnsOption = None,
     seed: SeedOption = None,
@@ -124,6 +163,8 @@ def generate(
     changes = {"n": n, "synthesis.kind": kind, "synthesis.need": need, "synthesis.type": type_}
     changes |= _common(lm, profiles, columns, seed, concurrency, max_calls, max_tokens, max_cost, max_time)
     changes |= _operation(price_in, price_out, ray, data_parallel, seeds, trace)
+    changes |= _making(writer_lm, responder_lm, judge_lm, rejected_lm, refine, rate, judge_threshold)
+    changes |= _choosing(benchmarks, diverse, select, reward_model)
     _run("generate", recipe, changes, settings, out, fresh, replay, dry_run, quiet, log, estimate)
 
 
@@ -167,10 +208,21 @@ def simulate(
 def estimate(
     recipe: RecipeOption = "tiny",
     n: Annotated[int | None, typer.Option(min=1, help="Rows to keep. Default: the recipe's.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Kind of data: a shipped name (sft) or a TOML file.")] = None,
+    kind: KindOption = None,
     need: Annotated[str | None, typer.Option(help="What the data is for, in words.")] = None,
     type_: Annotated[str | None, typer.Option("--type", help="Instructions: simple or specialised.")] = None,
     lm: LMOption = None,
+    writer_lm: WriterLMOption = None,
+    responder_lm: ResponderLMOption = None,
+    judge_lm: JudgeLMOption = None,
+    rejected_lm: RejectedLMOption = None,
+    refine: RefineOption = None,
+    rate: RateOption = None,
+    judge_threshold: ThresholdOption = None,
+    benchmarks: BenchmarksOption = None,
+    diverse: DiverseOption = None,
+    select: SelectOption = None,
+    reward_model: RewardOption = None,
     profiles: ProfilesOption = None,
     columns: ColumnsOption = None,
     seed: SeedOption = None,
@@ -186,6 +238,8 @@ def estimate(
     changes = {"n": n, "synthesis.kind": kind, "synthesis.need": need, "synthesis.type": type_}
     changes |= _common(lm, profiles, columns, seed, concurrency, None, None, None, None)
     changes |= _operation(price_in, price_out, None, None, None, None)
+    changes |= _making(writer_lm, responder_lm, judge_lm, rejected_lm, refine, rate, judge_threshold)
+    changes |= _choosing(benchmarks, diverse, select, reward_model)
     config = _load_config(recipe, changes, settings)
     _estimate("generate", config, out, tokens_per_second, like)
 
@@ -355,6 +409,145 @@ def programs(
 
 
 @app.command()
+def kinds(
+    name: Annotated[
+        str | None, typer.Argument(help="A kind to show as the TOML file it is, to copy and change.")
+    ] = None,
+) -> None:
+    """List the kinds of data and the recipes, or show one kind's file."""
+    from matrix_dspy.report.kinds import describe_kinds, read_kind_file
+
+    if name is not None:
+        typer.echo(read_kind_file(name), nl=False)
+        return
+    for line in describe_kinds():
+        typer.echo(line)
+
+
+@app.command()
+def preview(
+    kind: Annotated[str, typer.Argument(help="Kind of data: a shipped name or a TOML file.")] = "sft",
+    n: Annotated[int, typer.Option(min=1, max=20, help="Rows to show.")] = 3,
+    type_: Annotated[str | None, typer.Option("--type", help="Instructions: simple or specialised.")] = None,
+    need: Annotated[str | None, typer.Option(help="What the data is for, in words.")] = None,
+    lm: LMOption = None,
+    judge_lm: JudgeLMOption = None,
+    rejected_lm: RejectedLMOption = None,
+    refine: RefineOption = None,
+    profiles: ProfilesOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Make a few rows of a kind and show them; nothing is kept."""
+    from matrix_dspy.bulk.program import run_async
+    from matrix_dspy.previewing import make_preview
+
+    changes = {"n": n, "synthesis.kind": kind, "synthesis.need": need, "synthesis.type": type_, "lm.main": lm}
+    changes |= {"lm.judge": judge_lm, "lm.rejected": rejected_lm, "synthesis.refine": refine, "seed": seed}
+    config = _load_config("preview", changes | {"population.profiles": profiles}, settings)
+    _set_up_log("plain")
+    for line in run_async(make_preview(config)):
+        typer.echo(line)
+
+
+@app.command()
+def curate(
+    source: Annotated[Path, typer.Argument(help="Data set of anybody's: JSONL, JSON, CSV, Parquet, also .gz.")],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[SOURCE]...", help="Further files.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write. Default: runs/curated-<name>.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--column", help="Where texts stand: prompt=question. Repeatable.")
+    ] = None,
+    benchmarks: BenchmarksOption = None,
+    language: Annotated[str, typer.Option(help="The language rows must be in.")] = "English",
+    kind: Annotated[str, typer.Option(help="Kind whose checks are asked: a shipped name or a TOML file.")] = "sft",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: the cores of this machine.")] = None,
+    settings: SetOption = None,
+) -> None:
+    """Put a data set that is there already through the same filters, with card and report."""
+    from matrix_dspy.curating import curate_files
+
+    changes = {"synthesis.kind": kind, "synthesis.language": language, "curation.benchmarks": benchmarks}
+    config = _load_config("tiny", changes, settings)
+    _set_up_log("plain")
+    path = out or Path("runs") / f"curated-{source.name.partition('.')[0]}"
+    curated = curate_files([source, *(more or [])], path, config, _pairs(columns), workers)
+    for line in curated.lines():
+        typer.echo(line)
+    typer.echo(f"next:     {_program()} report {shlex.quote(str(path))}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    other: Annotated[Path | None, typer.Argument(help="Another run, to be set beside it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Page to write, where two runs are compared.")] = None,
+) -> None:
+    """Write one self-contained page on a run, or on two side by side."""
+    from matrix_dspy.report.page import write_comparison, write_report
+
+    path = write_report(run) if other is None else write_comparison(run, other, out)
+    typer.echo(f"report:   {path}")
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="Run folder or data file.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="trl, sharegpt, alpaca, openai, alpaca_eval or arena_hard.")
+    ] = "trl",
+    out: Annotated[Path | None, typer.Option(help="File to write; for arena_hard a folder.")] = None,
+    model: Annotated[str, typer.Option(help="Whose answers these are, where the rows do not say.")] = "",
+    columns: Annotated[list[str] | None, typer.Option("--column", help="Where texts stand: prompt=question.")] = None,
+) -> None:
+    """Write a data set in the form another tool reads."""
+    from matrix_dspy.delivery.exporting import export as export_data
+
+    exported = export_data(source, format_, out, model=model, columns=_pairs(columns))
+    typer.echo(f"{exported.n_rows:,} rows: {', '.join(map(str, exported.paths))}")
+    for reason, count in exported.left_out.items():
+        typer.echo(f"left out: {count:,}, {reason}")
+
+
+@app.command()
+def merge(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/merged"),
+    settings: SetOption = None,
+) -> None:
+    """Put the data sets of several runs together, without what they share."""
+    from matrix_dspy.delivery.merging import merge as merge_runs
+
+    config = _load_config("tiny", {}, settings)
+    curation = config.curation
+    merged = merge_runs(
+        runs, out, n_shingle=curation.shingle_words, threshold=curation.near_duplicate, seed=config.seed
+    )
+    typer.echo(f"{merged.n_rows:,} rows: {merged.path}")
+    for reason, count in merged.n_dropped.items():
+        typer.echo(f"dropped:  {count:,}, {reason}")
+    typer.echo(f"next:     {_program()} report {shlex.quote(str(out))}")
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    repo: Annotated[str, typer.Option(help="Data set on the Hub: owner/name.")],
+    is_public: Annotated[bool, typer.Option("--public", help="Make it public; private otherwise.")] = False,
+    tables: Annotated[bool, typer.Option("--tables", help="Send the tables of people and scenarios too.")] = False,
+    revision: Annotated[str, typer.Option(help="Branch to send to.")] = "main",
+    is_real: Annotated[bool, typer.Option("--really", help="Send it; else only what would be sent is shown.")] = False,
+) -> None:
+    """Send a run's data set, card and report to the Hugging Face Hub; a dry run unless --really is given."""
+    from matrix_dspy.delivery.pushing import describe_push
+    from matrix_dspy.delivery.pushing import push as push_run
+
+    pushed = push_run(run, repo, private=not is_public, is_real=is_real, tables=tables, revision=revision)
+    for line in describe_push(pushed):
+        typer.echo(line)
+
+
+@app.command()
 def show(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     row: Annotated[str | None, typer.Option("--row", help="Id of any row, to walk it back to its people.")] = None,
@@ -469,6 +662,37 @@ def _operation(
     }
 
 
+def _making(
+    writer_lm: str | None,
+    responder_lm: str | None,
+    judge_lm: str | None,
+    rejected_lm: str | None,
+    refine: int | None,
+    rate: bool | None,
+    judge_threshold: float | None,
+) -> dict[str, Any]:
+    return {
+        "lm.writer": writer_lm,
+        "lm.responder": responder_lm,
+        "lm.judge": judge_lm,
+        "lm.rejected": rejected_lm,
+        "synthesis.refine": refine,
+        "synthesis.rate": rate,
+        "curation.judge_threshold": judge_threshold,
+    }
+
+
+def _choosing(
+    benchmarks: str | None, diverse: str | None, select: bool | None, reward_model: str | None
+) -> dict[str, Any]:
+    return {
+        "curation.benchmarks": benchmarks,
+        "curation.diverse": diverse,
+        "selection.on": select,
+        "selection.reward_model": reward_model,
+    }
+
+
 def _load_config(recipe: str, changes: dict[str, Any], settings: list[str] | None) -> "Config":
     from matrix_dspy.config import load_recipe, parse_setting
 
@@ -489,22 +713,37 @@ def _run(
     log: str,
     estimate: bool,
 ) -> None:
-    """Build the config and do what is asked with it: show it, estimate it, or run it."""
-    config = _load_config(recipe, changes, settings)
-    if dry_run:
-        _show_config(config)
-        return
-    if estimate:
-        _estimate(command, config, out, None, None)
-        return
+    """Build the config and do what is asked with it: show it, estimate it, or run it, stage by stage for a chain."""
     from matrix_dspy import pipeline
+    from matrix_dspy.config import load_stages
 
-    path = out or pipeline.default_folder(config, command)
-    path = pipeline.start_fresh(path) if fresh else path
+    stages = load_stages(recipe) if command == "generate" else [recipe]
+    configs = [_load_config(stage, changes, settings) for stage in stages]
+    if dry_run:
+        for config in configs:
+            _show_config(command, config)
+        return
+    paths = [out or pipeline.default_folder(config, command) for config in configs]
+    if len(stages) > 1:
+        paths = [(out or Path("runs") / recipe) / stage for stage in stages]
+    if estimate:
+        for config, path in zip(configs, paths, strict=True):
+            _estimate(command, config, path, None, None)
+        return
     _set_up_log(log)
-    if config.lm.main.partition("?")[0] == "rehearsal":
+    if configs[0].lm.main.partition("?")[0] == "rehearsal":
         _tell("model: rehearsal, a rule-based stand-in; its rows show the form of the data only")
-    _work(command, config, path, tuple(replay or ()), quiet, log)
+    paths = [pipeline.start_fresh(path) if fresh else path for path in paths]
+    before = list(replay or ())
+    for place, (config, path) in enumerate(zip(configs, paths, strict=True)):
+        if place and not pipeline.can_start(config):
+            _tell(
+                f"next is {stages[place]}: its rejected side comes from the model that the stage before trains; tune it"
+                f" on {paths[place - 1]}, serve it, and run the same command with --rejected-lm"
+            )
+            return
+        _work(command, config, path, tuple(before), quiet, log)
+        before.append(path)  # the next stage lives in the same society
 
 
 def _work(command: str, config: "Config", path: Path, replay: tuple[Path, ...], quiet: bool, log: str) -> None:
@@ -600,11 +839,12 @@ def _read_time(text: str) -> float:
         raise ConfigError(f"cannot read --max-time {text!r}; write 90s, 30m or 2h") from None
 
 
-def _show_config(config: "Config") -> None:
+def _show_config(command: str, config: "Config") -> None:
     import tomli_w
 
-    from matrix_dspy.config import SAMPLING, list_unset
+    from matrix_dspy.config import SAMPLING, apply_kind, list_unset, load_kind
 
+    config = apply_kind(config, load_kind(config.synthesis.kind)) if command == "generate" else config
     values = config.model_dump(mode="json", exclude_none=True)
     values["sampling"] = {name: config.sampling_of(name).model_dump(exclude_none=True) for name in SAMPLING}
     typer.echo(tomli_w.dumps(values), nl=False)

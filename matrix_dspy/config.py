@@ -7,12 +7,12 @@ and `n` may grow; any other key is part of what the run is.
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from matrix_dspy.errors import ConfigError, describe_os_error, did_you_mean
-from matrix_dspy.types import Communication, FilterName, InstructionType, Structured
+from matrix_dspy.types import Communication, FilterName, InstructionType, KindCheck, Shape, Structured
 
 S = TypeVar("S", bound="Section")
 
@@ -63,6 +63,9 @@ SAMPLING: dict[str, SamplingConfig] = {
     "response_judge": SamplingConfig(temperature=0.0, max_tokens=384),
     "pair_judge": SamplingConfig(temperature=0.0, max_tokens=384),
     "output_judge": SamplingConfig(temperature=0.0, max_tokens=384),
+    "safety_judge": SamplingConfig(temperature=0.0, max_tokens=384),
+    "converser": SamplingConfig(temperature=0.7, top_p=0.9, max_tokens=2048),
+    "follow_up_writer": SamplingConfig(temperature=0.9, max_tokens=384),
     "critic": SamplingConfig(temperature=0.5, max_tokens=1024),
     "reviser": SamplingConfig(temperature=0.7, top_p=0.9, max_tokens=2048),
 }
@@ -124,7 +127,7 @@ class SimulationConfig(Section):
 
 
 class SynthesisConfig(Section):
-    """What is made of the scenarios."""
+    """What is made of the scenarios; what a kind says of type, language and look-alikes holds where nothing is set."""
 
     kind: str = "sft"
     """Which kind of data: a file name in recipes/kinds or a path to one's own."""
@@ -134,6 +137,14 @@ class SynthesisConfig(Section):
     """What the data is for, in words; scenarios near to it are preferred. Empty draws evenly over groups."""
     language: str = "English"
     """The language instructions are asked for in."""
+    turns: int | None = Field(default=None, ge=2, le=5)
+    """User's turns in a dialogue; unset is the kind's."""
+    lookalike_share: float | None = Field(default=None, ge=0, lt=1)
+    """Share of harmless look-alikes among harmful asks (kind safety); unset is the kind's. 0.2 is advised."""
+    refine: int = Field(default=0, ge=0, le=8)
+    """Rounds of critique and revision at the most; a revision is kept only where the judge prefers it both ways."""
+    rate: bool = True
+    """Whether kept instructions are rated for quality and difficulty, one call a row; for analysis, never a filter."""
     relevance_weight: float = Field(default=0.7, ge=0, le=1)
     """Weight of relevance against variety when scenarios are retrieved by need (MMR)."""
     oversample: float = Field(default=1.5, ge=1)
@@ -159,24 +170,99 @@ class CurationConfig(Section):
     """Words in a shingle for near duplicates."""
     near_duplicate: float = Field(default=0.5, gt=0, le=1)
     """Jaccard similarity of shingles from which two instructions are near duplicates."""
+    semantic_duplicate: float = Field(default=0.92, gt=0, le=1)
+    """Cosine from which two instructions mean the same; asked only where `embedder` is a real sentence embedder."""
+    tfidf_semantic: bool = False
+    """Whether semantic duplicates are looked for with TF-IDF too, which sees words and no meaning."""
+    benchmarks: str = ""
+    """Folder of evaluation sets that rows must not share 13-word runs or whole texts with; empty checks none."""
+    benchmark_columns: dict[str, str] = {}
+    """Where the prompts stand in those files, as file name = column; guessed from usual names where not given."""
+    warn_nearest: float = Field(default=0.9, gt=0, le=1)
+    """Cosine to the nearest item of an evaluation set from which a kept row is named in the report."""
+    judge_threshold: float | None = Field(default=None, ge=1, le=5)
+    """Least score of a response by the judge, 1 to 5; unset is the kind's, and none where that has none."""
+    diverse: Literal["", "mmr", "dpp"] = ""
+    """How the kept rows are picked out of the survivors: first come where empty, else for variety."""
+    diverse_pool: float = Field(default=2.0, ge=1)
+    """Survivors wanted for every row picked, where rows are picked for variety."""
+    diverse_weight: float = Field(default=0.5, ge=0, le=1)
+    """Weight of variety against rank in that pick."""
+
+
+class SelectionConfig(Section):
+    """Which instructions can still teach the model to be trained (METHOD 3.6); this project's own, not the paper's."""
+
+    on: bool = False
+    """Whether rows are selected by the scores of sampled answers."""
+    k: int = Field(default=8, ge=2, le=64)
+    """Answers sampled from the model to be trained for every instruction."""
+    scorer: Literal["auto", "verifier", "reward", "judge"] = "auto"
+    """Who scores; auto asks a verifier where one applies, else the reward model where one is given, else the judge."""
+    reward_model: str = ""
+    """Reward model: a transformers folder, or http://host:port#model of a pooling server."""
+    temperature: float = Field(default=0.9, ge=0, le=2)
+    """Temperature of the samples."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Top-p of the samples."""
+    least_learnability: float = Field(default=0.10, ge=0, le=0.25)
+    """Least p(1-p) where answers pass or fail."""
+    least_spread: float = Field(default=0.05, ge=0)
+    """Least standard deviation of the scores where they are graded."""
+    most_spread: float = Field(default=0.35, ge=0)
+    """Largest standard deviation of graded scores."""
+    noise_factor: float = Field(default=2.0, ge=0)
+    """How often the scorer's own repeat noise the spread must be."""
+    saturated: float = Field(default=0.9, ge=0, le=1)
+    """Mean score from which an instruction of little spread is too easy."""
+    hopeless: float = Field(default=0.1, ge=0, le=1)
+    """Mean score up to which an instruction of little spread is too hard."""
+    least_margin: float = Field(default=0.10, ge=0, le=1)
+    """Least difference of the scores of a pair."""
+    best_margin: float = Field(default=0.35, ge=0, le=1)
+    """Difference that is taken first."""
+    most_margin: float = Field(default=0.60, ge=0, le=1)
+    """Largest difference of the scores of a pair."""
+    length_ratio: float = Field(default=2.0, ge=1)
+    """How many times longer one side of a pair may be than the other."""
+    force: bool = False
+    """Whether a judge without a calibration is used all the same."""
 
 
 class LMConfig(Section):
-    """Which model plays which part."""
+    """Which model plays which part; a part that is unset is played by `main`."""
 
     main: str = "rehearsal"
     """The model that simulates, writes and answers: see --lm."""
+    writer: str = ""
+    """The model that writes instructions and follow-ups."""
+    responder: str = ""
+    """The model that answers, and revises: the aligned model."""
+    judge: str = ""
+    """The model that judges, compares, criticises and rates."""
+    rejected: str = ""
+    """The model to be trained, which gives the rejected side of pairs: the SFT model about to be tuned."""
     structured: Structured = "auto"
     """Whether typed outputs are asked for with a JSON schema: auto does so on servers known to hold a model to it."""
     longest_text: int | None = Field(default=None, ge=8)
     """Longest text in an answer with a schema, in characters; unset sets no bound but max_tokens."""
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The parts that have a model of their own."""
+        named = {"writer": self.writer, "responder": self.responder, "judge": self.judge, "rejected": self.rejected}
+        return {part: spec for part, spec in named.items() if spec}
 
 
 class OperationConfig(Section):
     """How the work is done; nothing here changes the result, so all of it may change between starts."""
 
     concurrency: int = Field(default=32, ge=1, le=65536)
-    """Calls in flight at the most."""
+    """Calls in flight at the most, for each model."""
+    concurrency_of: dict[Literal["main", "writer", "responder", "judge", "rejected"], int] = {}
+    """The same for one part's model, where it differs."""
+    refresh_s: float = Field(default=120.0, ge=0)
+    """Seconds between two writings of tables and card while a run goes on; 0 writes them at its end only."""
     timeout_s: float = Field(default=120.0, gt=0)
     """Longest wait for one answer, in seconds."""
     patience_s: float = Field(default=600.0, gt=0)
@@ -225,6 +311,7 @@ class Config(Section):
     simulation: SimulationConfig = SimulationConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
     curation: CurationConfig = CurationConfig()
+    selection: SelectionConfig = SelectionConfig()
     sampling: dict[str, SamplingConfig] = {}
     """Sampling per program, where it differs from what is shipped."""
     operation: OperationConfig = OperationConfig()
@@ -239,10 +326,7 @@ class Config(Section):
     @field_validator("sampling")
     @classmethod
     def _check_programs(cls, sampling: dict[str, SamplingConfig]) -> dict[str, SamplingConfig]:
-        for name in sampling:
-            if name not in SAMPLING:
-                raise ValueError(f"no program {name!r}; {did_you_mean(name, list(SAMPLING))}")
-        return sampling
+        return check_programs(sampling)
 
     @field_validator("embedder")
     @classmethod
@@ -262,17 +346,39 @@ class RequirementChoice(Section):
     """What the instruction writer is told."""
     weight: float = Field(default=1.0, gt=0)
     """How often it is drawn, against the others."""
+    is_lookalike: bool = False
+    """Whether it is harmless and only sounds harmful; drawn with the look-alikes' share."""
 
 
 class KindConfig(Section):
-    """One kind of data: what is asked of the instruction writer."""
+    """One kind of data: what is asked of the instruction writer, how it is answered, what is checked."""
 
-    name: str
-    """Name of the kind, kept in the tables."""
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    """Name of the kind, kept in the tables; small letters, digits, - and _."""
     describe: str
     """One sentence for people."""
     requirement: str
     """The first line of every requirement."""
+    shape: Shape = "single"
+    """`single`, `pair` (two models answer), `dialogue` (the agent asks on), `thinking` (kept with the answer)."""
+    checks: tuple[KindCheck, ...] = ()
+    """Checks beyond those of every kind: `code` and `safety`."""
+    type: InstructionType = "simple"
+    """The instruction type where none is asked for."""
+    language: str = "English"
+    """The language where none is asked for."""
+    n: int | None = Field(default=None, ge=1)
+    """Rows to keep where the command does not say; unset leaves it to the recipe."""
+    judge_threshold: float | None = Field(default=None, ge=1, le=5)
+    """Least score of a response by the judge; unset judges none."""
+    turns: int = Field(default=3, ge=2, le=5)
+    """User's turns in a dialogue."""
+    lookalike_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of categories marked `is_lookalike`."""
+    most_alike: float = Field(default=0.95, gt=0, le=1)
+    """Edit similarity up to which the two sides of a pair differ enough."""
+    thinking_tokens: tuple[int, int] = (256, 8192)
+    """Fewest and most tokens of thinking that are kept."""
     lengths: dict[InstructionType, str]
     """What is said of length and shape, per instruction type."""
     categories: tuple[RequirementChoice, ...] = Field(min_length=1)
@@ -281,6 +387,70 @@ class KindConfig(Section):
     """Levels of complexity, per instruction type."""
     styles: tuple[RequirementChoice, ...] = Field(min_length=1)
     """Ways of asking."""
+    sampling: dict[str, SamplingConfig] = {}
+    """Sampling per program where the kind needs another; a recipe's own wins."""
+    programs: dict[str, str] = {}
+    """Variant or state file per program where it is not `default`."""
+
+    @field_validator("sampling", "programs")
+    @classmethod
+    def _check_programs(cls, named: dict[str, Any]) -> dict[str, Any]:
+        return check_programs(named)
+
+    @model_validator(mode="after")
+    def _check_choices(self) -> Self:
+        if all(choice.is_lookalike for choice in self.categories):
+            raise ValueError("every category is a look-alike; give one that is not")
+        if self.lookalike_share and not any(choice.is_lookalike for choice in self.categories):
+            raise ValueError("lookalike_share is set and no category is marked is_lookalike")
+        least, most = self.thinking_tokens
+        if not 0 <= least <= most:
+            raise ValueError(f"thinking_tokens = {least}, {most} will not do; write the fewest, then the most")
+        return self
+
+    def list_choices(self, type_: InstructionType) -> tuple[str, tuple[RequirementChoice, ...]]:
+        """Return what is said of length and the levels of complexity for a type.
+
+        Raises:
+            ConfigError: the kind has none for it.
+        """
+        if type_ not in self.lengths or not self.complexities.get(type_):
+            raise ConfigError(f"the kind {self.name!r} has no lengths or complexities for type {type_!r}; add them")
+        return self.lengths[type_], self.complexities[type_]
+
+
+def check_programs(named: dict[str, Any]) -> dict[str, Any]:
+    """Refuse names that are no program's."""
+    for name in named:
+        if name not in SAMPLING:
+            raise ValueError(f"no program {name!r}; {did_you_mean(name, list(SAMPLING))}")
+    return named
+
+
+def apply_kind(config: Config, kind: KindConfig) -> Config:
+    """Return the config with what the kind says put in wherever nothing was set."""
+    own = config.synthesis.model_fields_set
+    said: dict[str, Any] = {
+        "type": kind.type,
+        "language": kind.language,
+        "turns": kind.turns if kind.shape == "dialogue" else None,
+        "lookalike_share": kind.lookalike_share,
+    }
+    kept = {name: getattr(config.synthesis, name) for name in said if name in own}
+    synthesis = config.synthesis.model_copy(
+        update=said | {name: value for name, value in kept.items() if value is not None}
+    )
+    curation = config.curation
+    if "judge_threshold" not in curation.model_fields_set:
+        curation = curation.model_copy(update={"judge_threshold": kind.judge_threshold})
+    sampling = {name: config.sampling[name] for name in config.sampling}
+    for name, drawn in kind.sampling.items():
+        given = {key: getattr(drawn, key) for key in drawn.model_fields_set}
+        if name in sampling:
+            given |= {key: getattr(sampling[name], key) for key in sampling[name].model_fields_set}
+        sampling[name] = SamplingConfig(**given)
+    kind.list_choices(synthesis.type)
+    return config.model_copy(update={"synthesis": synthesis, "curation": curation, "sampling": sampling})
 
 
 def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Config:
@@ -319,9 +489,36 @@ def load_kind(name: str) -> KindConfig:
     return _validate(KindConfig, _read_toml(path), path)
 
 
+def load_stages(name: str) -> list[str]:
+    """Return the stages of a recipe that is a chain of others, as METHOD 3.2 has them; a plain recipe is its own.
+
+    Raises:
+        ConfigError: no such recipe, or its stages are no list of names.
+    """
+    path = _find_toml(name, RECIPES, "recipe")
+    values = _read_toml(path)
+    if "stages" not in values:
+        return [name]
+    stages = values["stages"]
+    if not (values.keys() == {"stages"} and isinstance(stages, list) and stages and all(map(_is_name, stages))):
+        raise ConfigError(
+            f"the stages of recipe {path.stem!r} are no list of recipes; write stages = ['type1-sft', ...]"
+        )
+    return stages
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
 def list_recipes() -> list[str]:
-    """Return the names of the shipped recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+    """Return the names of the shipped recipes, chains left out."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml") if "+" not in path.stem)
+
+
+def list_chains() -> list[str]:
+    """Return the names of the shipped recipes that are chains of others."""
+    return sorted(path.stem for path in RECIPES.glob("*+*.toml"))
 
 
 def list_kinds() -> list[str]:

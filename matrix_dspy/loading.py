@@ -41,10 +41,13 @@ PROGRAMS: dict[str, str] = {
     "scenario_writer": "scenario.ScenarioWriter",
     "instruction_writer": "instruction.InstructionWriter",
     "instruction_rater": "instruction.InstructionRater",
+    "follow_up_writer": "instruction.FollowUpWriter",
     "responder": "response.Responder",
+    "converser": "response.Converser",
     "response_judge": "judge.ResponseJudge",
     "pair_judge": "judge.PairJudge",
     "output_judge": "judge.OutputJudge",
+    "safety_judge": "judge.SafetyJudge",
     "critic": "critique.Critic",
     "reviser": "critique.Reviser",
 }

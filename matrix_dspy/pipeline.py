@@ -1,52 +1,63 @@
 """The order of the stages, from profiles to a data set, and what is written when.
 
-    profiles -> agents -> groups -> events, scenarios -> instructions -> responses -> examples
+    profiles -> agents -> groups -> events, scenarios -> instructions -> responses -> critiques, judgements -> examples
 
-Every completion is journaled on arrival and tables are written at the end, so a stopped run is started again with the
-same command and pays only for what is missing.
+Every completion is journaled on arrival; tables are written at the end, and now and then on the way for who looks. A
+stopped run is started again with the same command and pays only for what is missing.
 """
 
+import asyncio
 import hashlib
+import logging
 import math
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import orjson
 import polars as pl
 
-from matrix_dspy.bulk.budget import Budget
 from matrix_dspy.bulk.folder import RunFolder, read_config, read_run_table, take_lock
-from matrix_dspy.bulk.program import open_engine, sends_schemas
 from matrix_dspy.bulk.progress import Progress, show_progress
 from matrix_dspy.bulk.runner import Runner
 from matrix_dspy.bulk.trace import open_trace
-from matrix_dspy.config import Config, KindConfig, load_kind
-from matrix_dspy.curation.filters import Candidate as Filtered
-from matrix_dspy.curation.filters import Filter, apply_filters, build_instruction_filters, build_response_filters
-from matrix_dspy.engine.base import Engine
+from matrix_dspy.config import Config, KindConfig, apply_kind, load_kind
+from matrix_dspy.crew import Member, Part, assign_parts, build_budget, name_models, name_schemas, open_crew
+from matrix_dspy.curation import rewarding
+from matrix_dspy.curation.benchmarks import Benchmark, hash_benchmarks
 from matrix_dspy.engine.embedding import Embedder, build_embedder
 from matrix_dspy.errors import ConfigError, LimitError, RunError, TableError
+from matrix_dspy.figures import Start, collect_figures, describe_figures
+from matrix_dspy.gates import build_curator, load_benchmarks
 from matrix_dspy.loading import hash_state, load_program
+from matrix_dspy.made import Made
 from matrix_dspy.population.agents import Population, build_population
 from matrix_dspy.population.reading import read_profiles
-from matrix_dspy.report.card import PROGRAMS_USED, Figures, write_card
+from matrix_dspy.report.card import write_card
 from matrix_dspy.report.estimate import FILE as ESTIMATE_FILE
-from matrix_dspy.report.estimate import Estimate, read_estimate
-from matrix_dspy.report.prices import Price, find_price
-from matrix_dspy.simulation.society import Closed, Society, form_groups
-from matrix_dspy.synthesis.flow import Flow, build_candidates, make_response_id
+from matrix_dspy.report.estimate import read_estimate
+from matrix_dspy.simulation.society import Society, form_groups
+from matrix_dspy.synthesis.answering import make_follow_up_id, make_response_id
+from matrix_dspy.synthesis.desk import DESK_PARTS, Desk
+from matrix_dspy.synthesis.desk import Part as DeskPart
+from matrix_dspy.synthesis.flow import Flow, build_candidates
+from matrix_dspy.synthesis.judging import make_judgement_id
 from matrix_dspy.synthesis.retrieval import Retriever
-from matrix_dspy.text import hide_secrets
-from matrix_dspy.types import Group, Profile, Rejected
+from matrix_dspy.types import Profile, Rejected
+
+log = logging.getLogger("matrix_dspy")
 
 SHIPPED_PROFILES = Path(__file__).parent / "data" / "profiles" / "composed.jsonl"
 QUIET = "the agents' plans are used up and no more scenarios come; take more agents or raise simulation.max_plans"
-FAILED = frozenset({"unparsed", "failed check", "cut off", "empty", "refused by server"})
+FAILED = frozenset({"unparsed", "failed check", "cut off", "empty", "refused by server", "unjudged"})
 """Reasons of rows that failed, as against rows that a filter dropped."""
+MOST_TURNS, MOST_ROUNDS = 5, 8
+"""Most turns of a dialogue and rounds of refinement that the config lets through."""
 GROWTH = 1.25
 """Spare scenarios asked for when candidates have run out and the society lives on."""
 
@@ -71,29 +82,18 @@ class Result:
         return self.n_kept >= self.n_wanted
 
 
-@dataclass(slots=True)
-class Made:
-    """Everything a run has made so far."""
-
-    profiles: list[Profile] = field(default_factory=list)
-    population: Population | None = None
-    groups: list[Group] = field(default_factory=list)
-    closed: list[Closed] = field(default_factory=list)
-    flow: Flow | None = None
-    rejected: list[Rejected] = field(default_factory=list)
-    scenarios_wanted: int = 0
-    stop_reason: str = ""
-    is_limited: bool = False
-
-
 def default_folder(config: Config, command: str) -> Path:
     """Return where a run is put when the user does not say."""
     return Path("runs") / f"{config.recipe}-{config.synthesis.kind if command == 'generate' else 'simulation'}"
 
 
-def _hash_programs() -> dict[str, str]:
-    """Return a hash of each program's compiled state: another state is another run."""
-    return {f"program_{name}": hash_state(load_program(name))[:16] for name in PROGRAMS_USED}
+def can_start(config: Config) -> bool:
+    """Whether every model that a run of this config needs is named."""
+    try:
+        assign_parts(config, load_kind(config.synthesis.kind))
+    except ConfigError:
+        return False
+    return True
 
 
 def start_fresh(path: Path) -> Path:
@@ -122,6 +122,26 @@ async def simulate(
     return await _run("simulate", config, path, None, progress, replay, is_quiet)
 
 
+SIMULATION_PROGRAMS = (
+    *("anonymiser", "privacy_checker", "goal_setter", "planner", "actor", "memory_keeper", "intra_router"),
+    *("inter_router", "reception_router", "scenario_writer"),
+)
+
+
+def list_programs_used(config: Config, kind: KindConfig | None) -> dict[str, str]:
+    """Return the programs a run may call, each with its variant."""
+    names = list(SIMULATION_PROGRAMS)
+    if kind is not None:
+        names += ["instruction_writer", "responder"]
+        names += ["follow_up_writer", "converser"] if kind.shape == "dialogue" else []
+        names += ["critic", "reviser", "pair_judge"] if config.synthesis.refine else []
+        names += ["safety_judge"] if "safety" in kind.checks else []
+        is_judged = config.curation.judge_threshold is not None or config.selection.on
+        names += ["response_judge"] if is_judged else []
+        names += ["instruction_rater"] if config.synthesis.rate else []
+    return {name: kind.programs.get(name, "default") if kind else "default" for name in names}
+
+
 async def _run(
     command: str,
     config: Config,
@@ -131,44 +151,95 @@ async def _run(
     replay: tuple[Path, ...],
     is_quiet: bool,
 ) -> Result:
+    config = config if kind is None else apply_kind(config, kind)
     _check_embedder(config)
+    parts = assign_parts(config, kind)
     profiles, bad = _load_profiles(config)
-    _build_budget(config)  # refuses what cannot be held before anything is opened
+    benchmarks = load_benchmarks(config) if kind is not None else []
+    build_budget(config, parts)  # refuses what cannot be held before anything is opened
+    programs = list_programs_used(config, kind)
+    inputs = _hash_inputs(config, kind, programs)
     estimate = read_estimate(path)
-    engine = _build_engine(config)
-    async with engine, open_trace(config.operation.trace_share) as trace:
-        has_schemas = sends_schemas(engine, config.lm.structured)
+    async with open_crew(config, parts) as crew, open_trace(config.operation.trace_share) as trace:
+        main = crew["main"]
         with RunFolder.open(
-            path, command, config, {"main": engine.model}, replay=replay, has_schemas=has_schemas,
-            inputs={"profiles_sha256": _hash_files(_profiles_path(config)), **_hash_programs()},
+            path, command, config, name_models(crew), replay=replay, has_schemas=main.has_schemas,
+            inputs=inputs | name_schemas(crew),
         ) as folder:  # fmt: skip
             if _is_finished(folder, config, kind):
                 return Result(path, config.n, config.n, "complete", was_finished=True)
-            engine.journal_into(path / "journal", keep_prompts=config.operation.keep_prompts)
-            budget = _build_budget(config)
+            main.engine.journal_into(path / "journal", keep_prompts=config.operation.keep_prompts)
             runner = Runner(
-                engine, folder.journal, config.seed, progress, budget,
-                structured=has_schemas, longest_text=config.lm.longest_text, trace=trace,
+                main.engine, folder.journal, config.seed, progress, build_budget(config, parts),
+                structured=main.has_schemas, longest_text=config.lm.longest_text, trace=trace, price=main.price,
             )  # fmt: skip
-            cache_before = await engine.read_prefix_cache()
-            job = _Job(config, kind, runner, Made(profiles=profiles, rejected=bad), folder.read_retries())
-            started, began = time.monotonic(), datetime.now(UTC)
-            with show_progress(progress, is_quiet=is_quiet):
-                try:
-                    await job.work()
-                except LimitError as error:
-                    job.made.stop_reason, job.made.is_limited = str(error), True
-                except TableError:
-                    job.write(folder)  # what was rejected, and why
-                    raise
-            n_kept = job.write(folder)
-            reason = "complete" if n_kept >= config.n else job.made.stop_reason or QUIET
-            seconds = time.monotonic() - started
-            cache = _subtract(await engine.read_prefix_cache(), cache_before)
-            figures = _measure(job, engine, path, reason, began, seconds, n_kept, cache, estimate)
-            write_card(folder, figures, command)
-            folder.write_state({"reason": reason, "n": config.n, "kept": n_kept})
-            return Result(path, n_kept, config.n, reason, is_limited=job.made.is_limited)
+            made = Made(profiles=profiles, bad=bad)
+            async with _open_scorer(config, crew) as (reward, calibration):
+                job = _Job(config, kind, crew, runner, made, folder, benchmarks, reward, calibration)
+                start = Start(datetime.now(UTC), time.monotonic(), await main.engine.read_prefix_cache(), estimate)
+                teller = _Teller(command, job, start, programs)
+                with show_progress(progress, is_quiet=is_quiet):
+                    await _work(job, teller)
+            return await teller.finish()
+
+
+async def _work(job: "_Job", teller: "_Teller") -> None:
+    """Do the job while its tables and card are brought up to date now and then."""
+    refreshing = asyncio.create_task(teller.refresh())
+    try:
+        await job.work()
+    except LimitError as error:
+        job.made.stop_reason, job.made.is_limited = str(error), True
+    except TableError:
+        job.made.write(job.folder, job.kind)  # what was rejected, and why
+        raise
+    finally:
+        refreshing.cancel()
+        await asyncio.gather(refreshing, return_exceptions=True)
+
+
+class _Teller:
+    """Writes down how far a run is: tables, data set, figures and card."""
+
+    def __init__(self, command: str, job: "_Job", start: Start, programs: Mapping[str, str]) -> None:
+        self.command, self.job, self.start, self.programs = command, job, start, programs
+
+    async def refresh(self) -> None:
+        """Write every `refresh_s` seconds for as long as the run goes on."""
+        while seconds := self.job.config.operation.refresh_s:
+            await asyncio.sleep(seconds)
+            if self.job.made.population is None:
+                continue
+            try:
+                await self._tell("", is_final=False)
+            except RunError as error:
+                log.warning("the run goes on, but how far it is could not be written: %s", error)
+
+    async def finish(self) -> Result:
+        """Write everything for the last time and say how the run ended."""
+        job = self.job
+        config, made = job.config, job.made
+        if made.flow is not None:
+            made.flow.finish()
+        n_kept = made.write(job.folder, job.kind)
+        reason = "complete" if n_kept >= config.n else made.stop_reason or QUIET
+        await self._tell(reason, is_final=True, n_kept=n_kept)
+        job.folder.write_state({"reason": reason, "n": config.n, "kept": n_kept})
+        return Result(job.folder.path, n_kept, config.n, reason, is_limited=made.is_limited)
+
+    async def _tell(self, reason: str, *, is_final: bool, n_kept: int | None = None) -> None:
+        job = self.job
+        seconds = time.monotonic() - self.start.clock
+        cache = await job.crew["main"].engine.read_prefix_cache()
+        if n_kept is None:
+            n_kept = job.made.write(job.folder, job.kind)
+        figures = collect_figures(
+            job.config, job.kind, job.folder.path.name, job.made, job.crew, job.runner.progress, self.start, seconds,
+            reason or "the run is still going on", n_kept, cache,
+        )  # fmt: skip
+        told = describe_figures(figures, self.command, job.made, job.crew, self.programs, is_final=is_final)
+        job.folder.write_figures(told)
+        await asyncio.to_thread(write_card, job.folder, figures, self.command)
 
 
 class _Job:
@@ -178,22 +249,28 @@ class _Job:
         self,
         config: Config,
         kind: KindConfig | None,
+        crew: Mapping[Part, Member],
         runner: Runner,
         made: Made,
-        retries: dict[str, dict[str, int]],
+        folder: RunFolder,
+        benchmarks: list[Benchmark],
+        reward: rewarding.Scorer | None,
+        calibration: rewarding.Calibration | None,
     ) -> None:
         self.config = config
         self.kind = kind
+        self.crew = crew
         self.runner = runner
         self.made = made
-        self.retries = retries
-        self.filters: list[Filter] = []
-        self.response_filters: list[Filter] = []
+        self.folder = folder
+        self.benchmarks = benchmarks
+        self.reward = reward
+        self.calibration = calibration
 
     async def work(self) -> None:
         """Run every stage; what is done so far stands in `made` whatever happens."""
         progress, made = self.runner.progress, self.made
-        progress.rejected += len(made.rejected)
+        progress.rejected += len(made.bad)
         progress.enter("population", len(made.profiles), "profiles")
         population = await build_population(made.profiles, self.config, self.runner)
         made.population = population
@@ -202,10 +279,11 @@ class _Job:
             (reason, detail), _ = Counter((row.reason, row.detail) for row in population.rejected).most_common(1)[0]
             words = f"{reason} ({detail})" if detail else reason
             raise TableError(f"no profile became an agent, most of them: {words}; see tables/rejected.parquet")
-        public = [text for profile in population.profiles for text in (profile.description, *profile.history)]
-        self.filters = build_instruction_filters(self.config.curation, made.profiles, self.config.seed, public)
-        self.response_filters = build_response_filters(self.filters)
         embedder = self._build_embedder(population)
+        public = [text for profile in population.profiles for text in (profile.description, *profile.history)]
+        made.curator = build_curator(
+            self.config, self.kind, made.profiles, public, embedder, self.benchmarks, self.reward, self.calibration
+        )
         made.groups = form_groups(population.agents, self.config, embedder)
         society = Society(population.agents, made.groups, population.histories, self.config, self.runner, embedder)
         if self.kind is None:
@@ -213,64 +291,38 @@ class _Job:
         else:
             await self._synthesise(society, embedder, self.kind)
 
-    def write(self, folder: RunFolder) -> int:
-        """Write all tables, and the data set of a kind; returns how many units were kept."""
-        made, population = self.made, self.made.population
-        rows = made.flow.rows if made.flow else []
-        folder.write_table("profiles", population.profiles if population else [])
-        folder.write_table("agents", population.agents if population else [])
-        folder.write_table("groups", made.groups)
-        folder.write_table("events", [event for closed in made.closed for event in closed.events])
-        folder.write_table("scenarios", [closed.scenario for closed in made.closed])
-        rejected = [*made.rejected, *(population.rejected if population else [])]
-        rejected += [row.rejected for row in rows if row.rejected]
-        folder.write_table("rejected", rejected)
-        if self.kind is None:
-            return len(made.closed)
-        folder.write_table("instructions", [row.instruction for row in rows if row.instruction])
-        folder.write_table("responses", [row.response for row in rows if row.response])
-        return len(folder.write_dataset(self.kind.name, [row.example for row in rows if row.example]))
-
-    def check_instruction(self, row_id: str, text: str, others: Sequence[str]) -> tuple[str, str] | None:
-        """Ask the filters on instructions; see `synthesis.flow.Gate`."""
-        drop = apply_filters(self.filters, Filtered(row_id, text, tuple(others)))
-        return (drop.reason, drop.detail) if drop else None
-
-    def check_response(self, row_id: str, text: str) -> tuple[str, str] | None:
-        """Ask the filters on responses; see `synthesis.flow.Gate`."""
-        drop = apply_filters(self.response_filters, Filtered(row_id, text))
-        return (drop.reason, drop.detail) if drop else None
-
     async def _simulate(self, society: Society, n_scenarios: int) -> bool:
         """Let the society live until `n_scenarios`; False when it fell quiet before."""
         made = self.made
         made.scenarios_wanted = n_scenarios
         self.runner.progress.enter("simulation", n_scenarios, "scenarios")
         self.runner.progress.kept = min(n_scenarios, len(society.closed))
-        n_failures = len(made.rejected)
+        n_failures = len(made.bad)
         try:
             return await society.live(n_scenarios)
         finally:
             made.closed, failures = society.take(n_scenarios)
-            known = set(made.rejected)
-            made.rejected += [row for row in failures if row not in known]
-            self.runner.progress.rejected += len(made.rejected) - n_failures
+            known = set(made.bad)
+            made.bad += [row for row in failures if row not in known]
+            self.runner.progress.rejected += len(made.bad) - n_failures
 
     async def _synthesise(self, society: Society, embedder: Embedder, kind: KindConfig) -> None:
         """Alternate between living and writing until n rows are kept or nothing more can come."""
         made, config = self.made, self.config
-        flow = Flow(config, kind, self.runner, self, n_groups=len(made.groups), retries=self.retries)
+        assert made.curator is not None
+        desk = Desk(config, self._assign_runners(), kind.programs, self.folder.read_retries())
+        flow = Flow(config, kind, desk, made.curator, n_groups=len(made.groups))
         made.flow = flow
         retriever = Retriever(config.synthesis, embedder, config.seed)
         agents = {agent.agent_id: agent for agent in made.population.agents} if made.population else {}
-        wanted = config.simulation.scenarios or _plan_scenarios(config, len(agents), len(made.groups))
+        wanted = config.simulation.scenarios or _plan_scenarios(config, flow.wanted, len(agents), len(made.groups))
         while True:
             is_alive = await self._simulate(society, wanted)
             events = {event.event_id: event for closed in made.closed for event in closed.events}
             new = retriever.add([closed.scenario for closed in made.closed])
             flow.offer(build_candidates(new, events, agents, retriever.relevance, config, kind.name))
-            self.runner.progress.enter("synthesis", config.n, "rows")
-            self.runner.progress.kept = config.n - flow.n_missing
+            self.runner.progress.enter("synthesis", flow.wanted, "rows")
+            self.runner.progress.kept = flow.wanted - flow.n_missing
             n_missing = await flow.fill()
             if n_missing <= 0:
                 return
@@ -278,9 +330,20 @@ class _Job:
                 made.stop_reason = _say_hopeless(flow)
                 return
             if not is_alive:
-                made.stop_reason = QUIET
+                made.stop_reason = f"{QUIET}; about {_count_more(flow, made):,} more scenarios would fill the set"
                 return
             wanted = len(made.closed) + _count_more(flow, made)
+
+    def _assign_runners(self) -> dict[DeskPart, Runner]:
+        """Return a runner for every part; all share journal, budget and counters."""
+        main = self.runner
+        by_engine = {id(main.engine): main}
+        for member in self.crew.values():
+            if id(member.engine) not in by_engine:
+                by_engine[id(member.engine)] = replace(
+                    main, engine=member.engine, structured=member.has_schemas, price=member.price, _in_words=set()
+                )
+        return {part: by_engine[id(self.crew[part].engine)] for part in DESK_PARTS if part in self.crew}
 
     def _build_embedder(self, population: Population) -> Embedder:
         corpus = [
@@ -291,6 +354,27 @@ class _Job:
         if self.config.synthesis.need:
             corpus.append(self.config.synthesis.need)
         return build_embedder(self.config.embedder, corpus, self.config.seed)
+
+
+@asynccontextmanager
+async def _open_scorer(
+    config: Config, crew: Mapping[Part, Member]
+) -> AsyncIterator[tuple[rewarding.Scorer | None, rewarding.Calibration | None]]:
+    """Open what scores answers for selection, and refuse a judge that was never measured (METHOD 3.6)."""
+    selection = config.selection
+    if not selection.on:
+        yield None, None
+        return
+    if selection.scorer == "reward" and not selection.reward_model:
+        raise ConfigError("selection.scorer is reward and no reward model is named; give --reward-model")
+    calibration = None
+    if selection.scorer in ("auto", "judge") and not selection.reward_model:
+        calibration = rewarding.load_calibration(crew["judge"].engine.model, force=selection.force)
+    if not selection.reward_model:
+        yield None, calibration
+        return
+    async with rewarding.build_scorer(selection.reward_model) as reward:
+        yield reward, calibration
 
 
 def _load_profiles(config: Config) -> tuple[list[Profile], list[Rejected]]:
@@ -315,6 +399,17 @@ def _hash_files(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _hash_inputs(config: Config, kind: KindConfig | None, programs: Mapping[str, str]) -> dict[str, str]:
+    """Hash everything a run reads: people, kind, evaluation sets, compiled states."""
+    inputs = {"profiles_sha256": _hash_files(_profiles_path(config))}
+    inputs |= {f"program_{name}": hash_state(load_program(name, variant))[:16] for name, variant in programs.items()}
+    if kind is not None:
+        inputs["kind"] = hashlib.sha256(orjson.dumps(kind.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    if kind is not None and config.curation.benchmarks:
+        inputs["benchmarks"] = hash_benchmarks(Path(config.curation.benchmarks), config.curation.benchmark_columns)
+    return inputs
+
+
 def _is_finished(folder: RunFolder, config: Config, kind: KindConfig | None) -> bool:
     """Whether an earlier start completed this very run and its files are still there."""
     state = folder.read_state()
@@ -329,46 +424,6 @@ def _check_embedder(config: Config) -> None:
     _, _, path = config.embedder.partition(":")
     if path and not Path(path).exists():
         raise ConfigError(f"no embedding model at {path!r}; give the path of a sentence-transformers folder")
-
-
-def _build_engine(config: Config) -> Engine:
-    operation = config.operation
-    copies: dict[str, int] = {}
-    if operation.data_parallel > 1:
-        if operation.ray is not None:
-            raise ConfigError("--ray spreads copies of the model itself; leave --data-parallel out")
-        copies["data_parallel"] = operation.data_parallel
-    return open_engine(
-        config.lm.main,
-        operation.ray,
-        operation.ray_workers,
-        concurrency=operation.concurrency,
-        timeout_s=operation.timeout_s,
-        patience_s=operation.patience_s,
-        hedge_s=operation.hedge_s,
-        send_seeds=operation.send_seeds,
-        **copies,
-    )
-
-
-def _build_budget(config: Config) -> Budget:
-    """Return what this start may spend; ConfigError when a limit on money cannot be held for want of a price."""
-    operation = config.operation
-    price = choose_price(config)
-    is_free = config.lm.main.partition("?")[0] == "rehearsal"
-    if operation.max_cost is not None and price is None and not is_free:
-        raise ConfigError(
-            f"no price is known for {hide_secrets(config.lm.main)!r}; give --price-in and --price-out with --max-cost"
-        )
-    return Budget(operation.max_calls, operation.max_tokens, operation.max_cost, operation.max_time_s, price)
-
-
-def choose_price(config: Config) -> Price | None:
-    """Return the price given in the config, else that of LiteLLM's map, else None."""
-    operation = config.operation
-    if operation.price_in is not None or operation.price_out is not None:
-        return Price(operation.price_in or 0.0, operation.price_out or 0.0)
-    return find_price(config.lm.main)
 
 
 def mark_retries(path: Path) -> int:
@@ -390,33 +445,51 @@ def mark_retries(path: Path) -> int:
     if retries and not folder.read_state():
         return sum(map(len, retries.values()))
     failed = read_run_table(path, "rejected").filter(pl.col("reason").is_in(sorted(FAILED)))
-    written = failed.filter(pl.col("noun") == "instruction")["id"].to_list()
-    responses = set(failed.filter(pl.col("noun") == "response")["id"].to_list())
-    asked = read_run_table(path, "instructions")["instruction_id"].to_list()
-    unanswered = [each for each in asked if make_response_id(each, config.seed) in responses]
+    ids = dict(zip(failed["id"].to_list(), failed["noun"].to_list(), strict=True))
+    again = [("instruction_writer", each) for each, noun in ids.items() if noun == "instruction"]
+    for instruction_id in read_run_table(path, "instructions")["instruction_id"].to_list():
+        again += [(purpose, instruction_id) for purpose in _find_failed(instruction_id, config.seed, ids)]
     lock = take_lock(path)
     try:
-        for program, ids in (("instruction_writer", written), ("responder", unanswered)):
-            own = retries.setdefault(program, {})
-            own.update({each: own.get(each, 0) + 1 for each in ids})
-        if written or unanswered:
+        for purpose, instruction_id in again:
+            own = retries.setdefault(purpose, {})
+            own[instruction_id] = own.get(instruction_id, 0) + 1
+        if again:
             folder.write_retries(retries)
             folder.write_state({})
     finally:
         lock.release()
-    return len(written) + len(unanswered)
+    return len({instruction_id for _, instruction_id in again})
 
 
-def _plan_scenarios(config: Config, n_agents: int, n_groups: int) -> int:
-    """Return how many scenarios to simulate for n rows, one instruction per agent and scenario."""
+def _find_failed(instruction_id: str, seed: int, failed: Mapping[str, str]) -> Iterator[str]:
+    """Give the purposes of the calls that failed for an instruction; ids follow from the instruction's own."""
+    answer_id = make_response_id(instruction_id, seed)
+    if answer_id in failed:
+        yield "responder"
+    if make_response_id(instruction_id, seed, "rejected") in failed:
+        yield "rejected"
+    if any(make_response_id(instruction_id, seed, "turn", turn) in failed for turn in range(1, MOST_TURNS)):
+        yield "converser"
+    if any(make_follow_up_id(instruction_id, seed, turn) in failed for turn in range(1, MOST_TURNS)):
+        yield "follow_up_writer"
+    judged = [answer_id, *(make_response_id(instruction_id, seed, "revision", round_) for round_ in range(MOST_ROUNDS))]
+    if any(make_judgement_id(each, "score", seed) in failed for each in judged):
+        yield "response_judge"
+    if any(make_judgement_id(each, "safety", seed) in failed for each in judged):
+        yield "safety_judge"
+
+
+def _plan_scenarios(config: Config, n_rows: int, n_agents: int, n_groups: int) -> int:
+    """Return how many scenarios to simulate for so many rows, one instruction per agent and scenario."""
     synthesis = config.synthesis
     oversample = synthesis.need_oversample if synthesis.need else synthesis.oversample
-    return max(1, math.ceil(config.n * oversample * n_groups / n_agents))
+    return max(1, math.ceil(n_rows * oversample * n_groups / n_agents))
 
 
 def _count_more(flow: Flow, made: Made) -> int:
     """Return how many more scenarios the missing rows need, by what scenarios have yielded so far."""
-    per_scenario = max(0.2, (flow.config.n - flow.n_missing) / max(1, len(made.closed)))
+    per_scenario = max(0.2, (flow.wanted - flow.n_missing) / max(1, len(made.closed)))
     return max(len(made.groups), math.ceil(GROWTH * flow.n_missing / per_scenario))
 
 
@@ -428,57 +501,4 @@ def _say_hopeless(flow: Flow) -> str:
     shown = " ".join(example.raw_text.split())[:120]
     return (
         f"all of {len(rows)} candidates were dropped, {count} for {reason!r} ({example.detail}; for example {shown!r})"
-    )
-
-
-def _subtract(now: tuple[int, int] | None, before: tuple[int, int] | None) -> tuple[int, int] | None:
-    return None if now is None or before is None else (now[0] - before[0], now[1] - before[1])
-
-
-def _measure(
-    job: _Job,
-    engine: Engine,
-    path: Path,
-    reason: str,
-    began: datetime,
-    seconds: float,
-    n_kept: int,
-    prefix_cache: tuple[int, int] | None,
-    estimate: Estimate | None,
-) -> Figures:
-    made, progress, price = job.made, job.runner.progress, job.runner.budget.price
-    population = made.population
-    rows = made.flow.rows if made.flow else []
-    rejected = [*made.rejected, *(population.rejected if population else [])]
-    rejected += [row.rejected for row in rows if row.rejected]
-    return Figures(
-        config=job.config,
-        kind=job.kind,
-        name=path.name,
-        model=engine.model,
-        reason=reason,
-        began=began,
-        seconds=seconds,
-        n_kept=n_kept,
-        n_calls=progress.n_calls,
-        n_replayed=progress.n_replayed,
-        prompt_tokens=progress.prompt_tokens,
-        completion_tokens=progress.completion_tokens,
-        cached_tokens=progress.cached_tokens,
-        prefix_cache=prefix_cache,
-        total_cost=price.cost(progress.prompt_tokens, progress.completion_tokens) if price else None,
-        tallies=progress.by_program,
-        usage=engine.usage,
-        has_schemas=job.runner.structured,
-        estimate=estimate if estimate is not None and estimate.n == job.config.n else None,
-        profiles=population.profiles if population else [],
-        n_read=len(made.profiles),
-        n_agents=len(population.agents) if population else 0,
-        groups=made.groups,
-        scenarios=[closed.scenario for closed in made.closed],
-        events=[event for closed in made.closed for event in closed.events],
-        n_candidates=len(rows),
-        examples=[row.example for row in rows if row.example],
-        instructions=[row.instruction for row in rows if row.example and row.instruction],
-        rejected=rejected,
     )

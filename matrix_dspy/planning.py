@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,8 @@ from matrix_dspy.bulk.folder import read_config, read_run, read_run_table
 from matrix_dspy.bulk.progress import Progress
 from matrix_dspy.bulk.prompt import Prompt
 from matrix_dspy.bulk.runner import Runner
-from matrix_dspy.config import Config, OperationConfig
+from matrix_dspy.config import Config, OperationConfig, apply_kind, load_kind
+from matrix_dspy.crew import Part, assign_parts, choose_price
 from matrix_dspy.engine.embedding import Embedder, build_embedder
 from matrix_dspy.engine.rehearsal.engine import MODEL, Dials, count_prompt_tokens
 from matrix_dspy.engine.spec import build_engine
@@ -31,10 +32,11 @@ from matrix_dspy.loading import load_program
 from matrix_dspy.population import agents as population
 from matrix_dspy.population.reading import read_profiles
 from matrix_dspy.report.estimate import Estimate, Forecast, Load, is_rehearsal, tell_estimate
+from matrix_dspy.report.prices import Price
 from matrix_dspy.simulation import communication as simulation
 from matrix_dspy.simulation.grouping import count_groups
 from matrix_dspy.simulation.society import form_groups
-from matrix_dspy.synthesis import flow as synthesis
+from matrix_dspy.synthesis.desk import STAGE, find_part
 from matrix_dspy.types import Profile
 
 Command = Literal["generate", "simulate"]
@@ -157,6 +159,9 @@ async def estimate_run(
         RunError: `from_run` holds no finished run of the same command.
         ConfigError, TableError: what the run itself would be refused for.
     """
+    kind = load_kind(config.synthesis.kind) if command == "generate" else None
+    parts = assign_parts(config, kind)
+    config = config if kind is None else apply_kind(config, kind)
     n_profiles = len(_draw_profiles(config, config.population.n_agents))
     census = None
     if from_run is not None:
@@ -168,8 +173,23 @@ async def estimate_run(
             census = await _take_census(config, n_profiles)
     forecast = scale_run(measured, config, n_profiles, census)
     return tell_estimate(
-        forecast, config, command, price=pipeline.choose_price(config), tokens_per_second=tokens_per_second
+        forecast,
+        config,
+        command,
+        price=choose_price(config),
+        others=_price_others(config, parts, forecast),
+        tokens_per_second=tokens_per_second,
     )
+
+
+def _price_others(config: Config, parts: Mapping[Part, str], forecast: Forecast) -> dict[str, Price | None]:
+    """Return the price of each program that another model than `main` answers; a rehearsal's is nothing."""
+    others: dict[str, Price | None] = {}
+    for stage, program in forecast.loads:
+        spec = parts.get(find_part(program) if stage == STAGE else "main", parts["main"])
+        if spec != parts["main"]:
+            others[program] = Price(0.0, 0.0) if is_rehearsal(spec) else choose_price(config, spec)
+    return others
 
 
 # --- a sample -----------------------------------------------------------------------------------------------------
@@ -231,7 +251,9 @@ def shrink_config(config: Config, command: Command, n_profiles: int, sample_call
     changes: dict[str, Any] = {
         "n": max(1, round(config.n * share)),
         "embedder": "tfidf",  # only similarities hang on it, and a model would take longer than the sample
-        "lm": config.lm.model_copy(update={"main": _rehearsed(config.lm.main)}),
+        "lm": config.lm.model_copy(update=dict.fromkeys(config.lm.parts, "") | {"main": _rehearsed(config.lm.main)}),
+        "curation": config.curation.model_copy(update={"benchmarks": ""}),
+        "selection": config.selection.model_copy(update={"reward_model": "", "scorer": "judge", "force": True}),
         "population": config.population.model_copy(update={"n_agents": n_agents}),
         "simulation": small.simulation.model_copy(
             update={"scenarios": None if scenarios is None else max(1, round(scenarios * share))}
@@ -305,7 +327,7 @@ def measure_run(path: Path, name: str = "", seconds: float = 0.0) -> Measured:
         n_duplicates=n_duplicates,
         action_length=statistics.fmean(tables["events"]["action"].str.len_chars().to_list() or [0]),
         is_rehearsed=model == MODEL,
-        is_quiet=state.get("reason") == pipeline.QUIET,
+        is_quiet=str(state.get("reason", "")).startswith(pipeline.QUIET),
         name=name,
         seconds=seconds,
     )
@@ -341,6 +363,7 @@ def _read_calls(folder: Path) -> list[Call]:
 def _read_call(entry: dict[str, Any]) -> Call:
     stage, row_id, round_, purpose, _, _ = entry["key"].split("/")
     program, again, _ = purpose.partition("+")
+    program = program.partition("*")[0]
     return Call(stage, row_id, program, int(round_), bool(again), entry["in"], entry["out"], entry["s"])
 
 
@@ -372,6 +395,8 @@ def scale_run(measured: Measured, config: Config, n_profiles: int, census: Censu
     forecast.n_expected = _expect_rows(measured, target, scenarios, forecast.notes)
     forecast.doubt = _doubt(measured, target, extent, forecast.notes)
     for (stage, program), calls in _group_calls(measured.calls).items():
+        if program == "response_judge" and not _is_judged(config):
+            continue  # the sample was scored by a judge, the run is by another scorer
         if stage == population.STAGE:
             load = _scale_population(program, calls, measured, target, census)
         elif stage == simulation.STAGE:
@@ -385,6 +410,12 @@ def scale_run(measured: Measured, config: Config, n_profiles: int, census: Censu
     _count_duplicates(measured, target, forecast)
     forecast.seconds_per_call = _time_call(measured)
     return forecast
+
+
+def _is_judged(config: Config) -> bool:
+    """Whether a run asks the judge for scores."""
+    by_judge = config.selection.on and not config.selection.reward_model and config.selection.scorer != "verifier"
+    return config.curation.judge_threshold is not None or by_judge
 
 
 def _lay_out(measured: Measured, config: Config, n_profiles: int, census: Census | None) -> Target:
@@ -431,7 +462,8 @@ def _count_wanted(config: Config, command: Command, size: Size) -> float:
         return config.simulation.scenarios
     made = config.synthesis
     oversample = made.need_oversample if made.need else made.oversample
-    return max(1.0, size.n * oversample * size.n_groups / size.n_agents)
+    pool = config.curation.diverse_pool if config.curation.diverse else 1.0
+    return max(1.0, math.ceil(size.n * pool) * oversample * size.n_groups / size.n_agents)
 
 
 def _find_steady(measured: Measured) -> range:
@@ -548,10 +580,10 @@ def _count_duplicates(measured: Measured, target: Target, forecast: Forecast) ->
     The chance that a candidate has a twin grows with the rows there are, as c k / (1 + c k), so that n rows take
     n (1 + c n / 2) candidates; in a rehearsed run of 10,000 rows with a need these were 1.7 n, by c from 1,000 1.75 n.
     """
-    if target.is_whole or (synthesis.STAGE, "instruction_writer") not in forecast.loads or not measured.n_kept:
+    if target.is_whole or (STAGE, "instruction_writer") not in forecast.loads or not measured.n_kept:
         return
     pairs = forecast.n_expected / measured.n_kept
     met = measured.n_duplicates / measured.n_kept
-    forecast.loads[synthesis.STAGE, "instruction_writer"].multiply((1 + met * pairs) / (1 + met))
+    forecast.loads[STAGE, "instruction_writer"].multiply((1 + met * pairs) / (1 + met))
     chance = (math.sqrt(measured.n_duplicates) + 1) / measured.n_kept
     forecast.noise["instruction_writer"] += max(0.0, pairs - 1) * chance / (1 + met * pairs)

@@ -5,6 +5,7 @@ the same ids and an example can be walked back to the people it came from.
 """
 
 import hashlib
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -13,8 +14,21 @@ Quality = Literal["very poor", "poor", "average", "good", "excellent"]
 Difficulty = Literal["very easy", "easy", "medium", "hard", "very hard"]
 InstructionType = Literal["simple", "specialised"]
 Communication = Literal["structured", "random", "none"]
-FilterName = Literal["refusal", "length", "self-contained", "exact duplicate", "near duplicate"]
+FilterName = Literal[
+    "refusal",
+    "length",
+    "language",
+    "self-contained",
+    "exact duplicate",
+    "near duplicate",
+    "semantic duplicate",
+    "contamination",
+]
 """Filters that can be switched off; the one against leaks cannot."""
+Shape = Literal["single", "pair", "dialogue", "thinking"]
+"""How an instruction is answered."""
+KindCheck = Literal["code", "safety"]
+"""What is checked of some kinds of data only."""
 Structured = Literal["auto", "on", "off"]
 """Whether a JSON schema of a program's outputs is sent; `auto` does so where the server holds the model to it."""
 
@@ -28,6 +42,19 @@ def make_id(noun: str, *parts: str | int) -> str:
 def describe_persona(name: str, description: str, personality: str, life_goal: str) -> str:
     """Return the constant head of all of an agent's prompts."""
     return f"Name: {name}\nDescription: {description}\nPersonality: {personality}\nLife goal: {life_goal}"
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Why a row is dropped."""
+
+    reason: str
+    """A short fixed word to count by."""
+    detail: str
+    twin: str = ""
+    """Id of the row it is like, for duplicates; `benchmark/item` for contamination."""
+    score: float | None = None
+    """How alike they are: Jaccard or cosine."""
 
 
 class Row(BaseModel):
@@ -159,7 +186,8 @@ class Instruction(Row):
     rank: int
     """Place in the order in which candidates are judged; a lower rank wins over its twin."""
     kind: str
-    type: InstructionType
+    type: InstructionType | None
+    """Null for data from elsewhere, which nobody asked to be of a type."""
     category: str
     complexity: str
     style: str
@@ -170,13 +198,74 @@ class Instruction(Row):
 
 
 class Response(Row):
-    """An assistant's answer to an instruction."""
+    """An assistant's answer to an instruction, or to a later turn of the conversation it began."""
 
     response_id: str
     instruction_id: str
+    part: Literal["answer", "rejected", "student", "revision"]
+    """The aligned model's answer, the rejected side of a pair, a sample of the model to be trained, or a revision."""
     sample: int
+    """Number of the sample, or of the revision, from 0."""
+    turn: int = 0
+    """Number of the user's turn it answers, from 0: the instruction."""
+    asked: str = ""
+    """The user's turn it answers, where that is not the instruction."""
     model: str
     text: str
+    thinking: str = ""
+    """What the model wrote before its answer, where that is kept."""
+
+
+class Critique(Row):
+    """One round of critique and revision of a response, and whether the revision was kept."""
+
+    critique_id: str
+    response_id: str
+    instruction_id: str
+    round: int
+    """From 0."""
+    text: str
+    revision: str
+    """Empty where the critic found nothing to mend."""
+    is_kept: bool
+    """Whether the judge preferred the revision in both orders."""
+    verdict: str
+    """`better`, `worse`, `undecided` (the orders disagree), `no faults`, or why there is none."""
+
+
+class Judgement(Row):
+    """One verdict of a judge, rater or verifier on one row."""
+
+    judgement_id: str
+    subject_id: str
+    """Id of the instruction, response or critique that is judged."""
+    criterion: Literal["quality", "difficulty", "score", "safety", "preference", "reward"]
+    level: str
+    """The verdict in words, as `good`, `hard`, `4`, `safe`; `unrated` where the judge gave none."""
+    value: float | None = None
+    """The verdict as a number, higher is better (or harder); null where unrated."""
+    reason: str = ""
+    """The judge's sentence."""
+    model: str
+
+
+class Overlap(Row):
+    """What a row shares with an evaluation set."""
+
+    overlap_id: str
+    row_id: str
+    """Id of the instruction or response."""
+    field: Literal["instruction", "response"]
+    benchmark: str
+    """Name of the benchmark file without its endings."""
+    item: str
+    """The item's own id where it has one, else its number from 0."""
+    kind: Literal["run of words", "whole text", "hash", "nearest"]
+    """`hash` is a whole text known by its hash only; `nearest` is a warning and drops nothing."""
+    score: float | None = None
+    """Cosine, for `nearest`."""
+    shared: str = ""
+    """The words shared, for a run of words."""
 
 
 class Message(Row):
@@ -186,11 +275,10 @@ class Message(Row):
     content: str
 
 
-class Example(Row):
-    """A training conversation in TRL's columns, with the ids it can be walked back by."""
+class Sourced(Row):
+    """The ids a training example can be walked back by, and what is known of its worth."""
 
     example_id: str
-    messages: tuple[Message, ...]
     instruction_id: str
     response_id: str
     scenario_id: str
@@ -198,9 +286,35 @@ class Example(Row):
     group_id: str
     profile_id: str
     kind: str
-    type: InstructionType
+    type: InstructionType | None
     category: str
+    root_verb: str | None = None
+    """The verb that says what is asked for, in its base form; null where none was found."""
+    quality: Quality | None = None
+    """As the rater sees the instruction; null where unrated."""
+    difficulty: Difficulty | None = None
+    score: float | None = None
+    """The judge's score of the response, 1 to 5, or its reward, where one was asked for."""
     model: str
+    """The model that answered."""
+
+
+class Example(Sourced):
+    """A training conversation in TRL's column `messages`."""
+
+    messages: tuple[Message, ...]
+
+
+class PairExample(Sourced):
+    """A preference pair in TRL's columns `prompt`, `chosen`, `rejected`, each a list of messages."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    rejected_id: str
+    """Id of the rejected response."""
+    rejected_model: str
+    rejected_score: float | None = None
 
 
 class Rejected(Row):
@@ -215,6 +329,10 @@ class Rejected(Row):
     """The sentence for a reader."""
     raw_text: str = ""
     """What the model wrote; always empty for profiles, whose raw text is stored nowhere."""
+    twin: str = ""
+    """For duplicates: id of the row that was kept in its place. For contamination: `benchmark/item`."""
+    score: float | None = None
+    """How alike they are: Jaccard or cosine."""
 
 
 NOUNS: dict[str, type[Row]] = {
@@ -225,6 +343,9 @@ NOUNS: dict[str, type[Row]] = {
     "scenarios": Scenario,
     "instructions": Instruction,
     "responses": Response,
+    "critiques": Critique,
+    "judgements": Judgement,
+    "overlaps": Overlap,
     "rejected": Rejected,
 }
 """Table name to row type, in the order of the path."""

@@ -49,6 +49,23 @@ class RateInstruction(dspy.Signature):
     difficulty: Literal["very easy", "easy", "medium", "hard", "very hard"] = dspy.OutputField(desc="the level")
 
 
+class WriteFollowUp(dspy.Signature):
+    """Write what this person types next to the assistant, having read its last answer.
+
+    Stay the person: their situation, means, tone and aims. Take up something the last answer really says and go on
+    from there: ask for what is missing or unclear in it, bring in a fact it did not know, say what would not work here
+    and why, ask to change, apply or check a part of it. Ask for one thing. Do not thank, praise or say goodbye, do not
+    answer for the assistant, do not repeat an earlier question, and do not explain who you are. The assistant knows
+    nothing but the conversation, so explain people instead of naming them. At most 60 words.
+    """
+
+    profile: str = dspy.InputField(desc="who is asking")
+    actions: list[str] = dspy.InputField(desc="what the person did in this situation, oldest first")
+    scenario: str = dspy.InputField(desc="what happened around the person")
+    dialogue: list[str] = dspy.InputField(desc="the conversation so far, the person and the assistant in turn")
+    follow_up: str = dspy.OutputField(desc="the person's next message, and nothing else")
+
+
 class InstructionWriter(Program):
     """Persona, own actions, scenario and requirement to one instruction."""
 
@@ -59,3 +76,9 @@ class InstructionRater(Program):
     """Instruction to quality and difficulty in five levels each."""
 
     signature = RateInstruction
+
+
+class FollowUpWriter(Program):
+    """Persona, own actions, scenario and conversation to the person's next message."""
+
+    signature = WriteFollowUp

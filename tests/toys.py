@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from matrix_dspy.bulk.runner import Runner
+from matrix_dspy.config import Config
 from matrix_dspy.engine.base import Completion, Engine, Request
-from matrix_dspy.types import Agent, Group, Scenario
+from matrix_dspy.synthesis.desk import DESK_PARTS, Desk, Part
+from matrix_dspy.synthesis.gate import Scorer, Selected
+from matrix_dspy.types import Agent, Drop, Group, Instruction, Scenario
 
 _HEADER = re.compile(r"^\[\[ ## (\w+) ## \]\]$", re.MULTILINE)
 _TAIL = "\n\nRespond with the corresponding output fields"
@@ -81,6 +85,76 @@ class ToyEngine(Engine):
     def asked(self, program: str) -> list[Call]:
         """Return the calls of one program, in the order in which they came."""
         return [call for call in self.calls if call.program == program]
+
+
+class ToyGate:
+    """Keeps everything but what the predicates say, and notes what it was asked."""
+
+    def __init__(
+        self,
+        drop_instruction: Callable[[str], bool] = lambda text: False,
+        drop_response: Callable[[str], bool] = lambda text: False,
+        drop_answer: Callable[[str], bool] = lambda text: False,
+    ) -> None:
+        self.drop_instruction = drop_instruction
+        self.drop_response = drop_response
+        self.drop_answer = drop_answer
+        self.asked: list[str] = []
+        self.others: list[tuple[str, ...]] = []
+        self.scores: dict[str, float | None] = {}
+        """Score of a text for selection; texts not named get 0.5."""
+
+    def check_instruction(self, row_id: str, text: str, others: Sequence[str]) -> Drop | None:
+        self.asked.append(row_id)
+        self.others.append(tuple(others))
+        return Drop("bad instruction", "the gate said so") if self.drop_instruction(text) else None
+
+    def check_response(self, row_id: str, instruction: str, text: str, *, is_target: bool) -> Drop | None:
+        return Drop("bad response", "the gate said so") if self.drop_response(text) else None
+
+    async def check_answer(self, row_id: str, instruction: str, text: str) -> Drop | None:
+        return Drop("bad answer", "the gate said so") if self.drop_answer(text) else None
+
+    def check_pair(self, row_id: str, chosen: str, rejected: str) -> Drop | None:
+        return Drop("alike", "both sides are the same") if chosen == rejected else None
+
+    def find_root_verb(self, text: str) -> str | None:
+        return text.split()[0].lower() if text else None
+
+    def choose_scorer(self, instruction: str, answer: str) -> Scorer:
+        return "reward"
+
+    async def score(self, instruction: str, texts: Sequence[str], answer: str) -> list[float | None]:
+        return [self.scores.get(text, 0.5) for text in texts]
+
+    def calibrate(self, score: float) -> float:
+        return (score - 1) / 4
+
+    def select(
+        self,
+        instruction: Instruction,
+        texts: Sequence[str],
+        scores: Sequence[float | None],
+        scorer: Scorer,
+        *,
+        is_pair: bool,
+    ) -> Selected:
+        """Keep what the samples do not all score the same; a pair is best and worst."""
+        known = {place: score for place, score in enumerate(scores) if score is not None}
+        if len(set(known.values())) < 2:
+            return Selected(Drop("too even", "all score the same"))
+        return Selected(None, max(known, key=lambda place: known[place]), min(known, key=lambda place: known[place]))
+
+    def pick_diverse(self, ids: Sequence[str], texts: Sequence[str]) -> list[str]:
+        return sorted(ids)
+
+    def draw_control(self, ids: Sequence[str], n: int) -> list[str]:
+        return sorted(ids)[:n]
+
+
+def make_desk(config: Config, runner: Runner, others: Mapping[Part, Runner] | None = None) -> Desk:
+    """Return a desk at which one runner plays all parts but those of `others`."""
+    return Desk(config, dict.fromkeys(DESK_PARTS, runner) | dict(others or {}))
 
 
 class ToyEmbedder:

@@ -7,7 +7,7 @@ change stops with the key's name. One process at a time holds the folder.
 import hashlib
 import platform
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +23,7 @@ from matrix_dspy.bulk.tables import build_frame, read_table, remove_leftovers, w
 from matrix_dspy.config import Config
 from matrix_dspy.errors import RunError, TableError, boundary
 from matrix_dspy.text import hide_secrets
-from matrix_dspy.types import NOUNS, Example, Row
+from matrix_dspy.types import NOUNS, Example, PairExample, Row, Sourced
 
 RETRIES = "retries.json"
 CONTRACT = 1
@@ -97,16 +97,28 @@ class RunFolder:
         sort_by = _ID_COLUMNS.get(noun) or (next(iter(kind.model_fields)),)
         write_parquet(build_frame(kind, rows, sort_by=sort_by), self.path / "tables" / f"{noun}.parquet", self.run_id)
 
-    def write_dataset(self, kind: str, rows: Iterable[Example]) -> pl.DataFrame:
-        """Write `dataset/<kind>.parquet` and `.jsonl`, sorted by id, and return the frame."""
-        frame = build_frame(Example, rows, sort_by=("example_id",))
-        write_parquet(frame, self.path / "dataset" / f"{kind}.parquet", self.run_id)
-        write_jsonl(frame, self.path / "dataset" / f"{kind}.jsonl")
+    def write_dataset(
+        self,
+        name: str,
+        rows: Sequence[Example | PairExample],
+        shape: type[Sourced] = Example,
+        place: str = "dataset",
+    ) -> pl.DataFrame:
+        """Write `<place>/<name>.parquet` and `.jsonl`, sorted by id, with the texts first, and return the frame."""
+        frame = build_frame(shape, rows, sort_by=("example_id",))
+        texts = [column for column in shape.model_fields if column not in Sourced.model_fields]
+        frame = frame.select("example_id", *texts, *(name for name in Sourced.model_fields if name != "example_id"))
+        write_parquet(frame, self.path / place / f"{name}.parquet", self.run_id)
+        write_jsonl(frame, self.path / place / f"{name}.jsonl")
         return frame
 
     def write_card(self, text: str) -> None:
         """Write the dataset card, `README.md`."""
         write_text(text, self.path / "README.md")
+
+    def write_figures(self, figures: dict[str, Any]) -> None:
+        """Write `figures.json`: what the tables do not say of how the run went."""
+        write_text(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode() + "\n", self.path / "figures.json")
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Note how the last start ended, in `state.json`."""
@@ -147,7 +159,10 @@ class RunFolder:
             "operation": _drop_none(config.operation.model_dump()),
             "start": {
                 "lm": hide_secrets(config.lm.main),
+                "lms": {part: hide_secrets(spec) for part, spec in config.lm.parts.items()},
                 "profiles": config.population.profiles,
+                "benchmarks": config.curation.benchmarks,
+                "reward_model": hide_secrets(config.selection.reward_model),
                 "replay": [str(other.absolute()) for other in replay],
             },
             "versions": _list_versions(),
@@ -213,6 +228,8 @@ def _build_identity(command: str, config: Config, models: dict[str, str]) -> dic
     parts = config.model_dump(exclude={"n", "operation", "lm"}, mode="json")
     # where a file lies is an address; what it is called goes into ids, what it holds into `inputs`
     parts["population"]["profiles"] = Path(config.population.profiles).name
+    parts["curation"]["benchmarks"] = Path(config.curation.benchmarks).name
+    parts["selection"]["reward_model"] = Path(config.selection.reward_model).name
     sampling = {name: config.sampling_of(name).model_dump() for name in config.sampling}
     return _drop_none({"command": command, **parts, "sampling": sampling, "models": models})
 
@@ -228,11 +245,14 @@ def read_config(path: Path) -> tuple[str, Config]:
     start = run.get("start", {})
     operation = {key: value for key, value in run["operation"].items() if not key.startswith("max_")}
     values |= {"n": run["n"], "operation": operation, "lm": {"main": start.get("lm", "rehearsal")}}
+    values["lm"] |= start.get("lms", {})
     if "schemas" in run["identity"]:
         values["lm"] |= {"structured": "on", "longest_text": run["identity"]["schemas"].get("longest_text")}
     else:
         values["lm"]["structured"] = "off"
     values["population"]["profiles"] = start.get("profiles", "")
+    values["curation"]["benchmarks"] = start.get("benchmarks", "")
+    values["selection"]["reward_model"] = start.get("reward_model", "")
     with boundary(RunError, f"read the config of {str(path)!r}"):
         return run["identity"]["command"], Config.model_validate(values)
 

@@ -135,6 +135,8 @@ class Journal:
             entry["error"] = completion.error
         if completion.logprobs is not None:
             entry["logprobs"] = completion.logprobs
+        if completion.reasonings:
+            entry["reasonings"] = completion.reasonings
         if completion.cached_tokens:
             entry["cached"] = completion.cached_tokens
         if self.keep_prompts and not is_private:
@@ -234,4 +236,5 @@ def _read_completion(entry: dict[str, Any]) -> Completion:
         logprobs=tuple(entry["logprobs"]) if entry.get("logprobs") else None,
         error=entry.get("error"),
         cached_tokens=entry.get("cached", 0),
+        reasonings=tuple(entry.get("reasonings", ())),
     )

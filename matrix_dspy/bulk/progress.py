@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from matrix_dspy.bulk.budget import Price
 from matrix_dspy.engine.base import Completion
 
 log = logging.getLogger("matrix_dspy")
@@ -28,6 +29,8 @@ class Tally:
     cached_tokens: int = 0
     seconds: float = 0.0
     """Sum of the calls' own times."""
+    cost: float = 0.0
+    """Dollars, as far as prices are known."""
 
 
 @dataclass(slots=True)
@@ -61,17 +64,17 @@ class Progress:
         if self.on_stage is not None:
             self.on_stage(stage)
 
-    def answered(self, program: str, completion: Completion) -> None:
+    def answered(self, program: str, completion: Completion, price: Price | None = None) -> None:
         """Note a call the engine answered."""
         self.n_calls += 1
-        self._add(program, completion)
+        self._add(program, completion, price)
 
-    def replayed(self, program: str, completion: Completion) -> None:
+    def replayed(self, program: str, completion: Completion, price: Price | None = None) -> None:
         """Note a call the journal answered."""
         self.n_replayed += 1
-        self._add(program, completion)
+        self._add(program, completion, price)
 
-    def _add(self, program: str, completion: Completion) -> None:
+    def _add(self, program: str, completion: Completion, price: Price | None) -> None:
         self.prompt_tokens += completion.prompt_tokens
         self.completion_tokens += completion.completion_tokens
         self.cached_tokens += completion.cached_tokens
@@ -83,6 +86,8 @@ class Progress:
         tally.completion_tokens += completion.completion_tokens
         tally.cached_tokens += completion.cached_tokens
         tally.seconds += completion.seconds
+        if price is not None:
+            tally.cost += price.cost(completion.prompt_tokens, completion.completion_tokens)
 
     def line(self) -> str:
         """Return the state as one plain line."""

@@ -166,6 +166,8 @@ class Prompt:
     def _render(self) -> tuple[list[Message], list[str] | None]:
         """Render once with a mark for every input; the pieces are None where a template would not be exact."""
         marks = {name: f"{_MARKS[0]}{position}{_MARKS[1]}" for position, name in enumerate(self.inputs)}
+        if getattr(self.adapter, "has_turns", False):
+            return [], None
         special = any(not _is_plain_type(field.annotation) for field in self.signature.input_fields.values())
         if special:
             return [], None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from matrix_dspy.bulk.budget import Budget
+from matrix_dspy.bulk.budget import Budget, Price
 from matrix_dspy.bulk.journal import CallKey, Journal, hash_request
 from matrix_dspy.bulk.levels import TOP_TOKENS, expect_level, read_levels
 from matrix_dspy.bulk.progress import Progress
@@ -21,7 +21,7 @@ from matrix_dspy.bulk.trace import Trace
 from matrix_dspy.config import SamplingConfig
 from matrix_dspy.engine.base import Completion, Engine, Message, Request, Sampling
 from matrix_dspy.errors import EngineError, LimitError
-from matrix_dspy.text import clean_value, find_unstorable, replace_surrogates
+from matrix_dspy.text import clean_text, clean_value, find_unstorable, replace_surrogates
 
 log = logging.getLogger("matrix_dspy")
 
@@ -49,6 +49,8 @@ class Outcome:
     detail: str = ""
     expected: float | None = None
     """Mean of the levels of the field asked for, by the server's log-probabilities; None where it gives none."""
+    thinking: str = ""
+    """What was thought before the answer, where the server reports it apart."""
 
     @property
     def is_ok(self) -> bool:
@@ -95,6 +97,8 @@ class Runner:
     longest_text: int | None = None
     trace: Trace | None = None
     """Called with every answered call that was not private."""
+    price: Price | None = None
+    """What this engine's tokens cost; None where that is not known."""
     _in_words: set[int] = field(default_factory=set)
     """Prompts, by identity, whose schema the server refused."""
     _quiet: asyncio.Event = field(default_factory=asyncio.Event)
@@ -181,7 +185,7 @@ class Runner:
         """
         digest = hash_request(request, self.engine.model)
         if self.journal is not None and (found := self.journal.find(key, digest)) is not None:
-            self.progress.replayed(key.program, found)
+            self.progress.replayed(key.program, found, self.price)
             return found
         if (limit := self.budget.find_limit()) is not None:
             if self.progress.in_flight:
@@ -208,10 +212,13 @@ class Runner:
             raise EngineError(f"{completion.down}; what was answered is kept, run the same command again")
         if not all(text.isascii() for text in completion.texts):
             completion = replace(completion, texts=tuple(replace_surrogates(text) for text in completion.texts))
+        if completion.reasonings:
+            kept = () if scrub is not None else tuple(replace_surrogates(text) for text in completion.reasonings)
+            completion = replace(completion, reasonings=kept)
         if scrub is not None:
             completion = replace(completion, texts=tuple(scrub(text) for text in completion.texts))
-        self.budget.note(completion)
-        self.progress.answered(key.program, completion)
+        self.budget.note(completion, self.price)
+        self.progress.answered(key.program, completion, self.price)
         if self.journal is not None and not is_journaled:
             self.journal.append(key, digest, request, completion, is_private=scrub is not None)
         if self.trace is not None and scrub is None:
@@ -319,7 +326,8 @@ def read_outcome(prompt: Prompt, completion: Completion, asked: "_Asked", number
     if asked.check is not None and (problem := asked.check(fields)) is not None:
         return Outcome(None, text, "failed check", problem)
     expected = _read_expected(prompt, completion, asked, number) if asked.expect else None
-    return Outcome(fields, text, expected=expected)
+    thinking = clean_text(completion.reasonings[number]) if number < len(completion.reasonings) else ""
+    return Outcome(fields, text, expected=expected, thinking=thinking)
 
 
 def _read_expected(prompt: Prompt, completion: Completion, asked: "_Asked", number: int) -> float | None:

@@ -6,7 +6,7 @@ A table names the run it belongs to in its metadata, so that one copied from els
 import os
 import types
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -72,7 +72,8 @@ def replacing(path: Path):
                 os.fsync(file.fileno())
             temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # no such folder, or a file where a folder should be
+            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:

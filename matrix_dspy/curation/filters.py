@@ -4,54 +4,22 @@ Each filter looks at one text and answers with a `Drop` or None. Those of `build
 order in which they are asked, before the answer to an instruction is bought.
 """
 
-import hashlib
 import re
 import tomllib
-import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
-
-import rensa
+from typing import Any
 
 from matrix_dspy.config import CurationConfig
+from matrix_dspy.curation.base import Candidate, Drop, Filter
+from matrix_dspy.curation.duplicates import ExactFilter, NearDuplicateFilter
 from matrix_dspy.text import count_words, find_contacts, words
 from matrix_dspy.types import FilterName, Profile
 
-_rensa: Any = rensa  # a compiled module without types
-N_PERMUTATIONS = 192
-N_BANDS = 64
-"""Bands of 3 of 192 permutations: a pair at Jaccard 0.5 becomes a candidate with probability above 0.999."""
 SHORT_NAME_WORDS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Why a row is dropped."""
-
-    reason: str
-    """A short fixed word to count by."""
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A text with what filters may need to know of it."""
-
-    id: str
-    text: str
-    others: tuple[str, ...] = ()
-    """Names of the other people around, who must not stand in it unexplained."""
-
-
-class Filter(Protocol):
-    """Looks at one candidate; filters that compare with earlier ones are asked in rank order."""
-
-    def judge(self, candidate: Candidate) -> Drop | None:
-        """Return why the candidate is dropped, or None to keep it."""
-        ...
+POINTED_WORDS = 25
+"""Words before "the text above" that may well be that text."""
 
 
 class LeakFilter:
@@ -118,43 +86,12 @@ class SelfContainedFilter:
     """Drops instructions that point to something the assistant cannot see, or to people it cannot know."""
 
     def judge(self, candidate: Candidate) -> Drop | None:
-        if match := _POINTER.search(candidate.text):
-            return Drop("not self-contained", f"it points to {match[0].strip()!r}")
+        text = _QUOTATION.sub(" ", candidate.text)
+        for match in _POINTER.finditer(text):
+            if not _has_target(match[0], text[: match.start()]):
+                return Drop("not self-contained", f"it points to {match[0].strip()!r}")
         named = next((name for name in candidate.others if _has_name(candidate.text, name)), None)
         return Drop("not self-contained", f"it names {named!r} without saying who that is") if named else None
-
-
-class ExactFilter:
-    """Drops a text equal to an earlier one up to case, punctuation and white space."""
-
-    def __init__(self) -> None:
-        self._seen: dict[bytes, str] = {}
-
-    def judge(self, candidate: Candidate) -> Drop | None:
-        key = hashlib.blake2b(normalise(candidate.text).encode(), digest_size=12).digest()
-        twin = self._seen.setdefault(key, candidate.id)
-        return None if twin == candidate.id else Drop("exact duplicate", f"the same as {twin}")
-
-
-class NearDuplicateFilter:
-    """Drops a text whose word shingles overlap an earlier kept one's; MinHash proposes, true Jaccard decides."""
-
-    def __init__(self, n_shingle: int, threshold: float, seed: int = 0) -> None:
-        self.n_shingle, self.threshold, self.seed = n_shingle, threshold, seed
-        self._index: Any = _rensa.RMinHashLSH(threshold, N_PERMUTATIONS, N_BANDS)
-        self._kept: list[tuple[str, frozenset[str]]] = []
-
-    def judge(self, candidate: Candidate) -> Drop | None:
-        shingles = build_shingles(candidate.text, self.n_shingle)
-        sketch = _rensa.RMinHash(N_PERMUTATIONS, self.seed)
-        sketch.update(sorted(shingles))
-        twins = [(measure_jaccard(shingles, self._kept[i][1]), self._kept[i][0]) for i in self._index.query(sketch)]
-        score, twin = max(twins, default=(0.0, ""))
-        if score >= self.threshold:
-            return Drop("near duplicate", f"Jaccard {score:.3f} with {twin}")
-        self._index.insert(len(self._kept), sketch)
-        self._kept.append((candidate.id, shingles))
-        return None
 
 
 def build_instruction_filters(
@@ -177,11 +114,6 @@ def build_response_filters(filters: Sequence[Filter]) -> list[Filter]:
     return [each for each in filters if isinstance(each, LeakFilter | RefusalFilter)]
 
 
-def apply_filters(filters: Iterable[Filter], candidate: Candidate) -> Drop | None:
-    """Return the first reason to drop the candidate, or None."""
-    return next((drop for each in filters if (drop := each.judge(candidate)) is not None), None)
-
-
 def find_refusal(text: str) -> str | None:
     """Return the words in which `text` declines, or None; looks at its beginning only, and past what it quotes.
 
@@ -198,25 +130,6 @@ def read_refusal_version() -> int:
     return int(_read_refusals()["version"])
 
 
-def normalise(text: str) -> str:
-    """Return the words of `text`, lower-case, in compatibility form, parted by single blanks."""
-    return " ".join(words(text))
-
-
-def build_shingles(text: str, n_words: int) -> frozenset[str]:
-    """Return the runs of `n_words` words of `text`; a shorter text is its own single shingle."""
-    found = words(text)
-    if len(found) <= n_words:
-        return frozenset([" ".join(found) or unicodedata.normalize("NFKC", text).strip()])
-    return frozenset(" ".join(found[i : i + n_words]) for i in range(len(found) - n_words + 1))
-
-
-def measure_jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    """Return the share of shingles that two texts have in common, of all they have."""
-    shared = len(one & other)
-    return shared / (len(one) + len(other) - shared) if one or other else 1.0
-
-
 _QUOTATION = re.compile(r"""(?<=\s)(?:["“][^"”]*(?:["”]|$)|'[^'\n]*[.,!?]'(?!\w))""")
 _LETTER = re.compile(r"\W*(?:dear|subject)\b", re.IGNORECASE)
 _POINTER = re.compile(
@@ -231,6 +144,16 @@ _POINTER = re.compile(
     r"|\bin this (?:scenario|passage|role[- ]?play scenario)\b",
     re.IGNORECASE,
 )
+
+
+def _has_target(pointer: str, before: str) -> bool:
+    """Whether what a pointer points to may stand before it: a text of its own, or the summary that was asked for."""
+    if "above" in pointer.lower():
+        return count_words(before) >= POINTED_WORDS
+    if not (noun := re.fullmatch(r"the (scenario|summary|persona|requirement)", pointer, re.IGNORECASE)):
+        return False
+    asked = rf"\b(?:an?|my|your) (?:[\w-]+ ){{0,4}}{noun[1]}\b"
+    return re.search(rf"{asked}|\bsummari[sz]e\b" if noun[1] == "summary" else asked, before, re.IGNORECASE) is not None
 
 
 def _has_name(text: str, name: str) -> bool:

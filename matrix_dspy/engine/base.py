@@ -96,6 +96,8 @@ class Completion:
     """Why the server will not answer this request, however often it is asked."""
     down: str | None = None
     """Why the engine cannot be used; another row would fare no better."""
+    reasonings: tuple[str, ...] = ()
+    """What was thought before each text, where the server reports it apart; empty where no text has any."""
 
     @property
     def is_ok(self) -> bool:
@@ -342,3 +344,8 @@ async def _first_good(copies: list[asyncio.Task[Completion]]) -> Completion:
         good = [copy for copy in done if copy.exception() is None]
         if good or not waiting:
             return (good or list(done))[0].result()
+
+def read_reasoning(message: dict[str, Any]) -> str:
+    """Return what a message says was thought before it: servers call the field by one of two names."""
+    found = message.get("reasoning_content") or message.get("reasoning") or ""
+    return found if isinstance(found, str) else ""

@@ -25,6 +25,7 @@ from matrix_dspy.engine.base import (
     RefusedError,
     Request,
     TransientError,
+    read_reasoning,
 )
 from matrix_dspy.errors import EngineError
 from matrix_dspy.text import hide_secrets
@@ -238,13 +239,15 @@ def read_completion(raw: bytes, seconds: float) -> Completion:
         counts = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
         cached = _count(usage.get("prompt_tokens_details") or {}, "cached_tokens")
         logprobs = tuple([_read_tokens(choice["logprobs"]) if choice.get("logprobs") else None for choice in choices])
+        reasonings = tuple([read_reasoning(choice["message"]) for choice in choices])
         model = str(reply.get("model") or "")
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise TransientError(f"the server's answer is no chat completion ({_first_words(raw)})") from error
     if not texts or not all(isinstance(text, str) for text in texts):
         raise TransientError(f"the server's answer holds no text ({_first_words(raw)})")
     known = logprobs if any(logprobs) else None
-    return Completion(texts, reasons, *counts, seconds, known, cached_tokens=cached, model=model)
+    thought = reasonings if any(reasonings) else ()
+    return Completion(texts, reasons, *counts, seconds, known, cached_tokens=cached, model=model, reasonings=thought)
 
 
 def _read_tokens(logprobs: Any) -> list[dict[str, Any]] | None:

@@ -8,7 +8,7 @@ import time
 from importlib import import_module
 from typing import Any
 
-from matrix_dspy.engine.base import Completion, DownError, Engine, RefusedError, Request, TransientError
+from matrix_dspy.engine.base import Completion, DownError, Engine, RefusedError, Request, TransientError, read_reasoning
 from matrix_dspy.errors import EngineError
 
 
@@ -51,7 +51,9 @@ class ProviderEngine(Engine):
         counts = (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
         logprobs = tuple(_read_logprobs(choice) for choice in reply.choices)
         known = logprobs if any(logprobs) else None
-        return Completion(texts, reasons, *counts, time.perf_counter() - started, known)
+        thought = tuple(read_reasoning({"reasoning": getattr(choice.message, "reasoning_content", "")}) for choice in reply.choices)
+        seconds = time.perf_counter() - started
+        return Completion(texts, reasons, *counts, seconds, known, reasonings=thought if any(thought) else ())
 
     def _arguments(self, request: Request) -> dict[str, Any]:
         sampling = request.sampling

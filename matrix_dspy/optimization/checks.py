@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from matrix_dspy.curation.filters import Candidate, SelfContainedFilter, build_shingles, find_refusal, measure_jaccard
+from matrix_dspy.curation.base import Candidate, build_shingles, measure_jaccard
+from matrix_dspy.curation.filters import SelfContainedFilter, find_refusal
 from matrix_dspy.text import count_words, find_contacts, words
 
 Values = Mapping[str, Any]

@@ -173,11 +173,20 @@ def is_rehearsal(lm: str) -> bool:
 
 
 def tell_estimate(
-    forecast: Forecast, config: Config, command: str, *, price: Price | None, tokens_per_second: float | None = None
+    forecast: Forecast,
+    config: Config,
+    command: str,
+    *,
+    price: Price | None,
+    others: Mapping[str, Price | None] | None = None,
+    tokens_per_second: float | None = None,
 ) -> Estimate:
-    """Put ranges around a forecast, count money and time, and say what all of it rests on."""
+    """Put ranges around a forecast, count money and time, and say what all of it rests on.
+
+    `others` are the prices of programs that another model than `--lm` answers, None where that is not known.
+    """
     stages = _build_stages(forecast, config)
-    money, priced = _count_money(stages, config, price)
+    money, priced = _count_money(stages, config, price, others or {})
     seconds, timed = _count_seconds(forecast, config, tokens_per_second)
     return Estimate(
         command=command,
@@ -216,18 +225,32 @@ def _build_stage(program: str, stage: str, load: Load, forecast: Forecast, confi
     return StageEstimate(program, calls, prompt, Range(SHORT_ANSWERS * written, written, max(written, longest)))
 
 
-def _count_money(stages: Sequence[StageEstimate], config: Config, price: Price | None) -> tuple[Range | None, str]:
+def _count_money(
+    stages: Sequence[StageEstimate], config: Config, price: Price | None, others: Mapping[str, Price | None]
+) -> tuple[Range | None, str]:
     """Return what the tokens cost, and where the price is from."""
-    if price is None and is_rehearsal(config.lm.main):
+    prices = {stage.program: others.get(stage.program, price) for stage in stages}
+    if not others and price is None and is_rehearsal(config.lm.main):
         return Range(0.0, 0.0, 0.0), "A rehearsal costs nothing."
-    if price is None:
-        return None, f"No price is known for {hide_secrets(config.lm.main)!r}; give --price-in and --price-out."
-    total = _add_up(stages)
+    if any(found is None for found in prices.values()):
+        lm = next((spec for spec in (config.lm.main, *config.lm.parts.values()) if not is_rehearsal(spec)), "")
+        return None, f"No price is known for {hide_secrets(lm)!r}; give --price-in and --price-out."
     ends = ("low", "expected", "high")
-    money = Range(*(price.cost(getattr(total.prompt_tokens, e), getattr(total.completion_tokens, e)) for e in ends))
+    amounts = (
+        sum(
+            found.cost(getattr(stage.prompt_tokens, end), getattr(stage.completion_tokens, end))
+            for stage in stages
+            if (found := prices[stage.program]) is not None
+        )
+        for end in ends
+    )
+    money = Range(*amounts)
+    if price is None:
+        return money, "Prices are those of each model."
     said = f"Price: {price.prompt:g} in and {price.completion:g} out a million tokens ({price.source})"
     cached = f"; prompt tokens found in a cache would cost {price.cached:g}" if price.cached is not None else ""
-    return money, f"{said}{cached}."
+    models = ", other models by their own prices" if others else ""
+    return money, f"{said}{cached}{models}."
 
 
 def _count_seconds(forecast: Forecast, config: Config, tokens_per_second: float | None) -> tuple[Range, str]:

@@ -1,101 +1,77 @@
 """From candidates to kept rows: each row flows by itself through writing, filters and answering (METHOD 3.1, DESIGN 9).
 
 Candidates have a fixed rank and are taken in waves whose size depends only on the earlier waves. Filters that compare
-rows are asked in rank order, so an earlier rank always wins over its twin; the first n survivors by rank are kept.
+rows are asked in rank order, so an earlier rank always wins over its twin; the first n survivors by rank are kept, or
+the n most various of more survivors where that is asked for.
 """
 
 import asyncio
+import math
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from matrix_dspy.bulk.journal import CallKey
 from matrix_dspy.bulk.program import first_error, for_each
-from matrix_dspy.bulk.prompt import Prompt
-from matrix_dspy.bulk.runner import Check, Outcome, Runner
+from matrix_dspy.bulk.progress import Progress
 from matrix_dspy.config import Config, KindConfig
-from matrix_dspy.errors import LimitError
-from matrix_dspy.loading import load_program
+from matrix_dspy.synthesis.answering import answer_other_side, answer_row, set_answer
+from matrix_dspy.synthesis.desk import STAGE, Desk
+from matrix_dspy.synthesis.gate import Gate, build_rejected
+from matrix_dspy.synthesis.judging import check_answer, judge_row, make_judgement_id, rate_row
+from matrix_dspy.synthesis.packing import build_example
+from matrix_dspy.synthesis.refining import refine_row
 from matrix_dspy.synthesis.requirement import Requirement, draw_requirement
-from matrix_dspy.types import Agent, Event, Example, Instruction, Message, Rejected, Response, Scenario, make_id
+from matrix_dspy.synthesis.row import Candidate, DropRowError, Row
+from matrix_dspy.synthesis.selecting import select_row
+from matrix_dspy.types import Agent, Drop, Event, Example, Instruction, Scenario, make_id
 
-STAGE = "synthesis"
 MIN_YIELD = 0.05
 """Lowest yield a wave is sized by, so that one bad wave does not order thousands."""
 HOPELESS_WAVE = 20
 """Candidates after which a yield of nothing stops the run."""
+HOPELESS_START = 100
+"""The same within a wave: the first ranks of all, when none of them comes to anything."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One agent of one scenario, about to be asked for an instruction."""
-
-    instruction_id: str
-    scenario: Scenario
-    agent: Agent
-    actions: tuple[str, ...]
-    others: tuple[str, ...]
-    """Names of the other people of the scenario."""
-    relevance: float | None
-
-
-@dataclass(slots=True)
-class Row:
-    """A candidate on its way."""
-
-    rank: int
-    candidate: Candidate
-    instruction: Instruction | None = None
-    response: Response | None = None
-    example: Example | None = None
-    rejected: Rejected | None = None
-
-
-class Gate(Protocol):
-    """Keep or drop with a reason, as curation decides."""
-
-    def check_instruction(self, row_id: str, text: str, others: Sequence[str]) -> tuple[str, str] | None:
-        """Return (reason, detail) to drop an instruction; called in rank order."""
-        ...
-
-    def check_response(self, row_id: str, text: str) -> tuple[str, str] | None:
-        """Return (reason, detail) to drop a response."""
-        ...
+class HopelessError(Exception):
+    """Everything so far was dropped, and the rest would be."""
 
 
 @dataclass(slots=True)
 class Flow:
-    """All rows of a data set; `fill` takes candidates until `n` are kept or none are left."""
+    """All rows of a data set; `fill` takes candidates until enough survive or none are left."""
 
     config: Config
     kind: KindConfig
-    runner: Runner
+    desk: Desk
     gate: Gate
     n_groups: int
-    retries: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """How often a program was asked anew for an instruction id, by `retry`."""
     rows: list[Row] = field(default_factory=list)
+    wave: list[Row] = field(default_factory=list)
+    """The rows on their way."""
     _queue: deque[Candidate] = field(default_factory=deque)
     _kept_by_group: Counter[str] = field(default_factory=Counter)
     _n_kept: int = 0
-    _writer: Prompt = field(init=False)
-    _responder: Prompt = field(init=False)
+    _n_ended: int = 0
+    """The first ranks of the first wave that have all come to their end."""
 
-    def __post_init__(self) -> None:
-        self._writer = Prompt.of(load_program("instruction_writer"))
-        self._responder = Prompt.of(load_program("responder"))
+    @property
+    def wanted(self) -> int:
+        """Survivors wanted: n, or more where the kept rows are picked out of them."""
+        curation = self.config.curation
+        return math.ceil(self.config.n * curation.diverse_pool) if curation.diverse else self.config.n
 
     @property
     def n_missing(self) -> int:
-        """Rows still to be kept."""
-        return self.config.n - self._n_kept
+        """Survivors still wanted."""
+        return self.wanted - self._n_kept
 
     @property
     def group_cap(self) -> int:
         """Rows one group may supply: its share of the set, or two even shares where that is more (METHOD 3.1)."""
         share = max(self.config.synthesis.group_share, 2 / max(1, self.n_groups))
-        return max(1, int(share * self.config.n + 1e-9))
+        return max(1, int(share * self.wanted + 1e-9))
 
     @property
     def measured_yield(self) -> float:
@@ -107,20 +83,58 @@ class Flow:
         """Whether everything so far was dropped."""
         return len(self.rows) >= HOPELESS_WAVE and self._n_kept == 0
 
+    @property
+    def progress(self) -> Progress:
+        """The counters of the run."""
+        return self.desk.runner_of("writer").progress
+
     def offer(self, candidates: Sequence[Candidate]) -> None:
         """Add candidates behind those offered before."""
         self._queue.extend(candidates)
 
     async def fill(self) -> int:
-        """Take waves until n rows are kept or the queue is empty; returns how many are missing."""
+        """Take waves until enough rows survive or the queue is empty; returns how many are missing."""
         while self.n_missing > 0 and not self.is_hopeless and (wave := self._take_wave()):
+            self.wave = wave
             try:
                 await self._run_wave(wave)
-            except LimitError:
+            except HopelessError:
+                del wave[HOPELESS_START:]  # how far these came depends on timing
+            finally:
                 self._keep(wave)
-                raise
-            self._keep(wave)
+                self.wave = []
         return self.n_missing
+
+    def finish(self) -> None:
+        """Pick the kept rows out of the survivors, where there are more than n."""
+        survivors = [row for row in self.rows if row.example is not None]
+        if not self.config.curation.diverse or len(survivors) <= self.config.n:
+            return
+        by_id = {row.candidate.instruction_id: row for row in survivors}
+        texts = [row.instruction.text for row in survivors if row.instruction]
+        chosen = self._respect_groups([by_id[each] for each in self.gate.pick_diverse(list(by_id), texts)])
+        for row in survivors:
+            if row.candidate.instruction_id not in chosen:
+                self._drop_example(row, Drop("less diverse", "other survivors bring more variety"))
+        self._n_kept = len(chosen)
+
+    def draw_control(self) -> list[Row]:
+        """Return a random subset of all scored rows, as many as were kept (METHOD 3.6)."""
+        scored = {row.candidate.instruction_id: row for row in self.rows if row.control is not None}
+        n = min(len(scored), sum(row.example is not None for row in self.rows))
+        return [scored[each] for each in self.gate.draw_control(sorted(scored), n)]
+
+    def _respect_groups(self, rows: Sequence[Row]) -> set[str]:
+        """Take the first n rows of which no group has more than its share; fill up from the rest if need be."""
+        share = max(self.config.synthesis.group_share, 2 / max(1, self.n_groups))
+        cap, taken = max(1, int(share * self.config.n + 1e-9)), Counter[str]()
+        first: list[str] = []
+        later: list[str] = []
+        for row in rows:
+            group_id = row.candidate.scenario.group_id
+            taken[group_id] += 1
+            (first if taken[group_id] <= cap else later).append(row.candidate.instruction_id)
+        return set((first + later)[: self.config.n])
 
     def _take_wave(self) -> list[Row]:
         """Take as many candidates as the measured yield says are needed, none from a group that is full."""
@@ -158,10 +172,12 @@ class Flow:
                 frontier += 1
                 if self._check_instruction(row):
                     answers.append(tasks.create_task(self._answer(row)))
+                else:
+                    self._look_for_hope()
 
         try:
             async with asyncio.TaskGroup() as tasks:
-                await for_each(len(wave), 2 * self.runner.engine.concurrency, write)
+                await for_each(len(wave), 2 * self.desk.runner_of("writer").engine.concurrency, write)
         except BaseExceptionGroup as errors:
             for row in wave[frontier:]:
                 row.instruction = None  # no filter has seen it
@@ -170,15 +186,17 @@ class Flow:
     async def _write(self, row: Row) -> None:
         candidate, config = row.candidate, self.config
         requirement = draw_requirement(candidate.instruction_id, self.kind, config.synthesis, config.seed)
+        row.is_lookalike = requirement.is_lookalike
         inputs = {
             "profile": candidate.agent.persona,
             "actions": list(candidate.actions),
             "scenario": candidate.scenario.summary,
             "requirement": requirement.text,
         }
-        outcome = await self._ask("instruction_writer", self._writer, inputs, candidate, _check_written)
+        outcome = await self.desk.ask("instruction_writer", inputs, candidate.instruction_id, check=_check_written)
         if outcome.fields is None:
-            self._reject(row, "instruction", candidate.instruction_id, outcome.reason, outcome.detail, outcome.text)
+            drop = Drop(outcome.reason, outcome.detail)
+            self._reject(row, "instruction", candidate.instruction_id, drop, outcome.text)
             return
         row.instruction = self._build_instruction(row, requirement, outcome.fields["instruction"])
 
@@ -206,59 +224,113 @@ class Flow:
             return False
         drop = self.gate.check_instruction(instruction.instruction_id, instruction.text, row.candidate.others)
         if drop is not None:
-            self._reject(row, "instruction", instruction.instruction_id, *drop, instruction.text)
+            self._reject(row, "instruction", instruction.instruction_id, drop, instruction.text)
             row.instruction = None
         return drop is None
 
     async def _answer(self, row: Row) -> None:
-        assert row.instruction is not None
-        inputs = {"instruction": row.instruction.text}
-        outcome = await self._ask("responder", self._responder, inputs, row.candidate)
-        response_id = make_response_id(row.instruction.instruction_id, self.config.seed)
-        if outcome.fields is None:
-            self._reject(row, "response", response_id, outcome.reason, outcome.detail, outcome.text)
+        """Buy everything a kept instruction needs; a row that is no good is dropped where that shows."""
+        try:
+            await self._complete(row)
+        except DropRowError as end:
+            row.messages = ()
+            self._reject(row, end.noun, end.row_id, end.drop, end.raw)
+            self._look_for_hope()
             return
-        text = outcome.fields["response"]
-        if (drop := self.gate.check_response(response_id, text)) is not None:
-            self._reject(row, "response", response_id, *drop, text)
+        row.example = build_example(row, self.kind, self.gate, self.config.seed)
+        self.progress.kept += 1
+
+    async def _complete(self, row: Row) -> None:
+        desk, kind, gate, config = self.desk, self.kind, self.gate, self.config
+        if kind.shape == "pair" and not config.selection.on:
+            await _gather(answer_row(row, desk, kind, gate), answer_other_side(row, desk, kind, gate))
+        else:
+            await answer_row(row, desk, kind, gate)
+        assert row.response is not None
+        drop = await check_answer(row, desk, kind, gate, row.response)
+        if config.synthesis.refine and kind.shape != "dialogue":
+            before = row.response
+            await refine_row(row, desk, kind, gate)
+            drop = drop if row.response is before else None  # a revision was kept only if it passed the same checks
+        if drop is not None:
+            noun, subject = "response", row.response.response_id
+            if drop.reason == "unjudged":
+                noun, subject = "judgement", make_judgement_id(subject, "safety", config.seed)
+            raise DropRowError(noun, subject, drop, row.response.text)
+        if config.curation.judge_threshold is not None:
+            await judge_row(row, desk, config.curation.judge_threshold)
+        if config.synthesis.rate:
+            await rate_row(row, desk)
+        if config.selection.on:
+            await self._select(row)
+        self._check_pair(row)
+
+    async def _select(self, row: Row) -> None:
+        """Keep what can still teach; for pairs the sides become the two that teach best (METHOD 3.6)."""
+        kind, gate, seed = self.kind, self.gate, self.config.seed
+        assert row.response is not None
+        is_pair = kind.shape == "pair"
+        selected, responses = await select_row(row, self.desk, gate, is_pair=is_pair)
+        if is_pair and len(responses) > 1:
+            row.rejected_response = responses[1]
+        if not is_pair or row.rejected_response is not None:
+            row.control = build_example(row, kind, gate, seed)
+        if selected.is_offered:
+            offered = build_example(row, kind, gate, seed, as_pair=False)
+            row.offered = offered if isinstance(offered, Example) else None
+        if selected.drop is not None and (is_pair or not selected.is_offered):
+            raise DropRowError("response", row.response.response_id, selected.drop, row.response.text)
+        if is_pair and selected.rejected is not None:
+            set_answer(row, responses[selected.chosen], kind)
+            row.rejected_response = responses[selected.rejected]
+
+    def _check_pair(self, row: Row) -> None:
+        if self.kind.shape != "pair":
             return
-        row.response = Response(
-            response_id=response_id,
-            instruction_id=row.instruction.instruction_id,
-            sample=0,
-            model=self.runner.engine.model,
-            text=text,
-        )
-        self.runner.progress.kept += 1
+        assert row.response is not None and row.rejected_response is not None
+        chosen, other = row.response, row.rejected_response
+        if (drop := self.gate.check_pair(other.response_id, chosen.text, other.text)) is not None:
+            raise DropRowError("response", other.response_id, drop, other.text)
+
+    def _look_for_hope(self) -> None:
+        """End the first wave when its first ranks have all come to nothing, rather than pay for the rest."""
+        wave = self.wave
+        if self.rows or len(wave) <= HOPELESS_START:
+            return
+        while self._n_ended < HOPELESS_START and wave[self._n_ended].rejected is not None:
+            self._n_ended += 1
+        if self._n_ended >= HOPELESS_START:
+            raise HopelessError
 
     def _keep(self, wave: list[Row]) -> None:
         """Keep the first survivors by rank; waves hold no more of a group than its cap leaves room for."""
         for row in wave:
-            if row.instruction is None or row.response is None:
+            if row.example is None:
                 continue
-            example = build_example(row.instruction, row.response, row.candidate.agent, self.config.seed)
             if self.n_missing <= 0:
-                self._reject(row, "example", example.example_id, "surplus", f"{self.config.n} rows were kept", "")
+                self._drop_example(row, Drop("surplus", f"{self.wanted} rows were kept"))
             else:
-                row.example = example
-                self._kept_by_group[row.instruction.group_id] += 1
+                self._kept_by_group[row.candidate.scenario.group_id] += 1
                 self._n_kept += 1
         self.rows += wave
-        self.runner.progress.kept = self._n_kept
+        self.progress.kept = self._n_kept
 
-    async def _ask(
-        self, program: str, prompt: Prompt, inputs: dict[str, Any], candidate: Candidate, check: Check | None = None
-    ) -> Outcome:
-        attempt = self.retries.get(program, {}).get(candidate.instruction_id, 0)
-        key = CallKey(STAGE, candidate.instruction_id, program, attempt=attempt)
-        keeps = "length" in self.config.curation.off
-        sampling = self.config.sampling_of(program)
-        return await self.runner.call(prompt, inputs, key, sampling, check=check, keeps_cut_off=keeps)
+    def _drop_example(self, row: Row, drop: Drop) -> None:
+        assert row.example is not None
+        self._reject(row, "example", row.example.example_id, drop, "")
+        row.example = None
 
-    def _reject(self, row: Row, noun: str, row_id: str, reason: str, detail: str, raw: str) -> None:
-        shown = "" if reason == "leak" else raw  # raw profile text is stored nowhere (METHOD 2.1)
-        row.rejected = Rejected(noun=noun, id=row_id, stage=STAGE, reason=reason, detail=detail, raw_text=shown)
-        self.runner.progress.rejected += 1
+    def _reject(self, row: Row, noun: str, row_id: str, drop: Drop, raw: str) -> None:
+        row.rejected = build_rejected(noun, row_id, STAGE, drop, raw)
+        self.progress.rejected += 1
+
+
+async def _gather(*parts: Coroutine[Any, Any, None]) -> None:
+    """Do all parts of one row, which are paid for whatever becomes of the others, and raise what the first raised."""
+    ends = await asyncio.gather(*parts, return_exceptions=True)
+    errors = [end for end in ends if isinstance(end, BaseException)]
+    if errors:
+        raise next((error for error in errors if not isinstance(error, DropRowError)), errors[0])
 
 
 def _check_written(fields: dict[str, Any]) -> str | None:
@@ -294,26 +366,3 @@ def build_candidates(
                 )
             )
     return candidates
-
-
-def make_response_id(instruction_id: str, seed: int) -> str:
-    """Return the id of an instruction's response."""
-    return make_id("response", instruction_id, 0, seed)
-
-
-def build_example(instruction: Instruction, response: Response, agent: Agent, seed: int) -> Example:
-    """Pack an instruction and its response as a conversation in TRL's columns."""
-    return Example(
-        example_id=make_id("example", response.response_id, 0, seed),
-        messages=(Message(role="user", content=instruction.text), Message(role="assistant", content=response.text)),
-        instruction_id=instruction.instruction_id,
-        response_id=response.response_id,
-        scenario_id=instruction.scenario_id,
-        agent_id=instruction.agent_id,
-        group_id=instruction.group_id,
-        profile_id=agent.profile_id,
-        kind=instruction.kind,
-        type=instruction.type,
-        category=instruction.category,
-        model=response.model,
-    )

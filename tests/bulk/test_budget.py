@@ -42,7 +42,7 @@ def spend_one_by_one(engine: Engine, budget: Budget, timeout_s: float = 20) -> s
     """Send calls, each after the other, until the limit; returns what it says."""
 
     async def work() -> None:
-        runner = Runner(engine, budget=budget)
+        runner = Runner(engine, budget=budget, price=PRICE)
         for number in range(1000):
             await runner.complete(*make_call(number))
 
@@ -57,7 +57,7 @@ def spend_one_by_one(engine: Engine, budget: Budget, timeout_s: float = 20) -> s
         (Budget(max_calls=3), 3, "the limit of 3 calls is reached"),
         (Budget(max_tokens=301), 3, "the limit of 301 tokens is reached"),
         (Budget(max_tokens=300), 2, "the limit of 300 tokens is reached"),
-        (Budget(max_cost=0.015, price=PRICE), 3, "the limit of 0.015 dollars is reached"),
+        (Budget(max_cost=0.015), 3, "the limit of 0.015 dollars is reached"),
         (Budget(max_calls=9, max_tokens=600), 4, "the limit of 600 tokens is reached"),
     ],
 )
@@ -91,14 +91,13 @@ def test_no_limit_is_none_and_no_price_is_no_cost() -> None:
         budget.note(GOOD)
 
     assert budget.find_limit() is None
-    assert budget.cost is None
-    assert Budget(price=PRICE).cost == 0.0
+    assert budget.cost == 0.0
 
 
 def test_the_cost_is_that_of_all_tokens_noted() -> None:
-    budget = Budget(price=PRICE)
-    budget.note(GOOD)
-    budget.note(GOOD)
+    budget = Budget()
+    budget.note(GOOD, PRICE)
+    budget.note(GOOD, PRICE)
 
     assert budget.cost == pytest.approx(2 * (100 * 10.0 + 50 * 100.0) / 1e6)
 

@@ -1,27 +1,16 @@
-import random
-import string
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from matrix_dspy.config import CurationConfig
+from matrix_dspy.curation.base import Candidate, Drop, Filter, apply_filters
+from matrix_dspy.curation.duplicates import ExactFilter, NearDuplicateFilter
 from matrix_dspy.curation.filters import (
-    Candidate,
-    Drop,
-    ExactFilter,
-    Filter,
     LeakFilter,
     LengthFilter,
-    NearDuplicateFilter,
     RefusalFilter,
     SelfContainedFilter,
-    apply_filters,
     build_instruction_filters,
     build_response_filters,
-    build_shingles,
     find_refusal,
-    measure_jaccard,
     read_refusal_version,
 )
 from matrix_dspy.types import Profile
@@ -75,6 +64,10 @@ REFUSALS = [
     "I regret that I am unable to assist you.",
     "I'm afraid I can't do that.",
     "Thank you for asking, but I can't help with this.",
+    "As an AI language model, I don't have a body, but I can imagine a ride for you. Please note that it is made up.",
+    "I'm sorry, but I don't have real-time access to timetables; ask the railway.",
+    "Unfortunately, as an AI assistant, I do not have access to your files.",
+    "I am a language model. I am not capable of forming opinions or expressing views.",
 ]
 NO_REFUSALS = [
     "I'm sorry to hear that. Here is what you can do: call the landlord today and ask for a date.",
@@ -125,6 +118,11 @@ NO_REFUSALS = [
     "I cannot stress enough how important it is to back up your files.",
     "I can't say which is better without the price, but the first uses less power.",
     "I'm sorry, I know it is late, but can you check this sum: 12 + 30 = 42?",
+    "As an AI language model, I don't have a word of my own for it. However, I can explain how the town calls it.",
+    "I'm sorry, but you didn't send the sentence. Which one shall I mend?",
+    "Sorry, I don't have access to a car. How do I get to the airport by six?",
+    "Unfortunately, I don't have the time to cook. What can I eat cold?",
+    "I am not able to give my opinion at work without blushing. What helps?",
 ]
 POINTING = [
     "What should the manager in the scenario do next about the late delivery?",
@@ -148,6 +146,8 @@ POINTING = [
     "Using the above-mentioned budget, plan a party for twelve people.",
     "Tell me what happens next in the following scenario from the passage.",
     "From the given text, pick out every verb in the past tense.",
+    "We meet on Monday, so which of the points listed above comes first?",
+    "I have the summary ready for you; what does the summary say about the roof?",
     "Check the attached spreadsheet for wrong totals.",
 ]
 SELF_CONTAINED = [
@@ -173,43 +173,17 @@ SELF_CONTAINED = [
     "Name three documents I should bring to the bank to open an account.",
     "Plan my morning: wake at six, bus at seven, and half an hour of yoga.",
     "The summary of my thesis is 400 words; how do I cut it to 200?",
-]
-PROMPTS = [
-    "My bakery sells ninety loaves a day and I throw away twelve. How do I plan tomorrow's batch so that less is lost?",
-    "Write a short notice for the door of our village library saying that we close early on Friday for stocktaking.",
-    "Which of these two is cheaper over five years: a heat pump for 9,000 euros or a boiler for 4,000, higher bills?",
-    "I have to explain to nine-year-olds why leaves turn red in autumn. Give me three sentences they will grasp.",
-    "Make a weekly timetable for a nurse on night shifts who wants to learn Spanish twenty minutes a day.",
-    "My tomatoes have brown spots at the bottom of each fruit. What causes it and what can I do this week?",
-    "Shorten this sentence without losing its meaning: due to the fact that it was raining, we decided to stay inside.",
-    "How do I tell a long-standing customer that the price of a haircut goes up by four euros in March?",
-    "List seven ideas for a rainy afternoon with two toddlers and hardly any toys in the house.",
-    "The chain on my bicycle slips whenever I press hard on the pedals. What should I check first?",
-    "Draft an email to the town hall asking for permission to hold a street party on the second Saturday of June.",
-    "Work out how much paint I need for a room of four by five metres with a ceiling at two and a half metres.",
-    "What is the difference between a fixed and a variable mortgage, in words my grandmother would use?",
-    "Play a strict interviewer for a job as warehouse manager and ask me five questions, one after the other.",
-    "I'm unsure whether to accept a post abroad while my mother is ill. Help me list what speaks for and against it.",
-    "Plan a walking tour of two hours through an old harbour town for people who cannot climb stairs.",
-    "Why does my sourdough smell of acetone after a night in the fridge, and is it still safe to bake with?",
-    "Turn these notes into a friendly reminder: invoice 12, due last week, 340 euros, second notice.",
-    "Give me a plain definition of inflation and one example from a supermarket.",
-    "Our choir of thirty needs a programme of forty minutes for a summer evening, half of it folk songs.",
+    "Write a short summary of how bees sleep. The summary must have three sentences.",
+    "Summarize this in one line: Bees sleep at night. Make sure the summary has no commas.",
+    "Describe a scenario in which two neighbours quarrel, then say how the scenario ends.",
+    'How do I learn to knit? End with "Follow the steps listed above and you cannot fail."',
+    "A sign in our stairwell says that bicycles may not be left there overnight since they block the way of the nurse "
+    "who comes to the third floor at dawn. Is there a mistake in the above sentence?",
 ]
 
 
 def judge(each: Filter, text: str, row_id: str = "row-1", others: tuple[str, ...] = ()) -> Drop | None:
     return each.judge(Candidate(row_id, text, others))
-
-
-def swap_neighbours(text: str, seed: int) -> str:
-    """Swap one pair of neighbouring words in every ten."""
-    generator = random.Random(seed)
-    found = text.split()
-    for start in range(0, len(found) - 9, 10):
-        position = start + generator.randrange(9)
-        found[position], found[position + 1] = found[position + 1], found[position]
-    return " ".join(found)
 
 
 # ---- leaks
@@ -311,7 +285,7 @@ def test_a_typographic_apostrophe_counts_as_a_plain_one():
 
 
 def test_the_list_of_refusals_has_a_version():
-    assert read_refusal_version() >= 2
+    assert read_refusal_version() >= 3
 
 
 # ---- length
@@ -353,100 +327,6 @@ def test_another_person_of_the_scenario_must_not_be_named():
 
 def test_a_word_that_only_begins_like_a_name_is_no_name():
     assert judge(SelfContainedFilter(), "How do I polish Annabelle apples?", others=("Anna Reyes",)) is None
-
-
-# ---- duplicates
-
-
-def test_a_text_equal_up_to_case_punctuation_and_blanks_is_an_exact_duplicate_of_the_earlier():
-    each = ExactFilter()
-
-    assert judge(each, "How do I bake bread?", "row-1") is None
-    assert judge(each, "how do I  bake\nBREAD", "row-2") == Drop("exact duplicate", "the same as row-1")
-    assert judge(each, "How do I bake rye bread?", "row-3") is None
-
-
-def test_asking_about_the_same_row_again_does_not_drop_it():
-    each = ExactFilter()
-    judge(each, "How do I bake bread?", "row-1")
-
-    assert judge(each, "How do I bake bread?", "row-1") is None
-
-
-def make_near_filter() -> NearDuplicateFilter:
-    config = CurationConfig()
-    return NearDuplicateFilter(config.shingle_words, config.near_duplicate)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_copies_with_swapped_neighbours_are_found_at_the_shipped_settings(seed: int):
-    each = make_near_filter()
-    for number, text in enumerate(PROMPTS):
-        assert judge(each, text, f"row-{number}") is None
-
-    drops = [judge(each, swap_neighbours(text, seed), "copy") for text in PROMPTS]
-
-    assert [drop and drop.reason for drop in drops] == ["near duplicate"] * len(PROMPTS)
-    assert [drop.detail.rpartition(" ")[2] for drop in drops if drop] == [f"row-{n}" for n in range(len(PROMPTS))]
-
-
-def test_copies_with_other_case_and_punctuation_are_found_at_the_shipped_settings():
-    each = make_near_filter()
-    for number, text in enumerate(PROMPTS):
-        judge(each, text, f"row-{number}")
-
-    for text in PROMPTS:
-        bare = text.translate(str.maketrans("", "", string.punctuation.replace("'", "").replace("-", "")))
-        assert judge(each, bare.upper(), "copy") is not None
-        assert judge(each, f"  {text.lower()}!!", "copy") is not None
-
-
-def test_copies_with_one_word_in_twenty_changed_are_found_at_the_shipped_settings():
-    each = make_near_filter()
-    for number, text in enumerate(PROMPTS):
-        judge(each, text, f"row-{number}")
-
-    for text in PROMPTS:
-        found = text.split()
-        for position in range(9, len(found), 20):
-            found[position] = "otherwise"
-        assert judge(each, " ".join(found), "copy") is not None
-
-
-def test_distinct_prompts_are_no_duplicates_of_each_other():
-    each = make_near_filter()
-
-    assert [judge(each, text, f"row-{number}") for number, text in enumerate(PROMPTS)] == [None] * len(PROMPTS)
-
-
-def test_the_score_of_a_near_duplicate_is_the_true_jaccard():
-    each = NearDuplicateFilter(2, 0.5)
-    judge(each, "a b c d e f", "row-1")  # ab bc cd de ef
-
-    drop = judge(each, "a b c d e g", "row-2")  # ab bc cd de eg: 4 of 6 shared
-
-    assert drop == Drop("near duplicate", "Jaccard 0.667 with row-1")
-
-
-def test_a_copy_is_compared_with_what_was_kept_and_not_with_what_was_dropped():
-    each = NearDuplicateFilter(2, 0.6)
-    judge(each, "a b c d e f", "row-1")
-    judge(each, "a b c d e g", "row-2")
-
-    assert judge(each, "x b c d e g", "row-3") is None  # like row-2, which was dropped, but not enough like row-1
-
-
-@given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=12), st.integers(1, 4))
-def test_a_text_shares_all_its_shingles_with_itself(found: list[str], n_words: int):
-    shingles = build_shingles(" ".join(found), n_words)
-
-    assert measure_jaccard(shingles, shingles) == 1.0
-    assert 1 <= len(shingles) <= max(1, len(found) - n_words + 1)
-
-
-def test_jaccard_worked_out_by_hand():
-    assert measure_jaccard(frozenset("abc"), frozenset("bcd")) == 0.5
-    assert measure_jaccard(frozenset("ab"), frozenset("cd")) == 0.0
 
 
 # ---- all together

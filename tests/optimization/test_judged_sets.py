@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from matrix_dspy.curation.filters import build_shingles, measure_jaccard
+from matrix_dspy.curation.base import build_shingles, measure_jaccard
 from matrix_dspy.optimization.agreement import measure_spearman
 from matrix_dspy.optimization.judged import (
     JUDGES,

@@ -1,7 +1,7 @@
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,12 +11,17 @@ from matrix_dspy.bulk.runner import Runner
 from matrix_dspy.config import Config, SynthesisConfig, load_kind
 from matrix_dspy.engine.base import Completion, Request
 from matrix_dspy.errors import LimitError
-from matrix_dspy.synthesis.flow import HOPELESS_WAVE, MIN_YIELD, Candidate, Flow, Row, build_candidates
-from matrix_dspy.types import Event
-from tests.toys import Call, Rule, ToyEngine, hash_number, make_agent, make_scenario
+from matrix_dspy.synthesis.flow import HOPELESS_WAVE, MIN_YIELD, Flow, build_candidates
+from matrix_dspy.synthesis.row import Candidate, Row
+from matrix_dspy.types import Drop, Event, Example
+from tests.toys import Call, Rule, ToyEngine, ToyGate, hash_number, make_agent, make_desk, make_scenario
 
 KIND = load_kind("sft")
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva")
+
+
+def unrated(**changes: Any) -> SynthesisConfig:
+    return SynthesisConfig(rate=False, **changes)
 
 
 def write(call: Call) -> dict[str, Any]:
@@ -31,34 +36,12 @@ def respond(call: Call) -> str:
 RULES: dict[str, Rule] = {"instruction_writer": write, "responder": respond}
 
 
-class ToyGate:
-    """Keeps everything but what the predicates say, and notes what it was asked."""
-
-    def __init__(
-        self,
-        drop_instruction: Callable[[str], bool] = lambda text: False,
-        drop_response: Callable[[str], bool] = lambda text: False,
-    ) -> None:
-        self.drop_instruction = drop_instruction
-        self.drop_response = drop_response
-        self.asked: list[str] = []
-        self.others: list[tuple[str, ...]] = []
-
-    def check_instruction(self, row_id: str, text: str, others: Sequence[str]) -> tuple[str, str] | None:
-        self.asked.append(row_id)
-        self.others.append(tuple(others))
-        return ("bad instruction", "the gate said so") if self.drop_instruction(text) else None
-
-    def check_response(self, row_id: str, text: str) -> tuple[str, str] | None:
-        return ("bad response", "the gate said so") if self.drop_response(text) else None
-
-
 class TwinGate(ToyGate):
     """Drops an instruction equal to an earlier one."""
 
-    def check_instruction(self, row_id: str, text: str, others: Sequence[str]) -> tuple[str, str] | None:
+    def check_instruction(self, row_id: str, text: str, others: Sequence[str]) -> Drop | None:
         twin = self.seen.setdefault(text, row_id)
-        return None if twin == row_id else ("exact duplicate", f"the same as {twin}")
+        return None if twin == row_id else Drop("exact duplicate", f"the same as {twin}", twin, 1.0)
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,11 +83,11 @@ class Work:
         max_calls: int | None = None,
         **engine: Any,
     ) -> None:
-        self.config = Config(n=n, synthesis=SynthesisConfig(group_share=1.0 if len(groups) == 20 else 0.05))
+        self.config = Config(n=n, synthesis=unrated(group_share=1.0 if len(groups) == 20 else 0.05))
         self.engine = ToyEngine(rules, **engine)
         self.gate = gate or ToyGate()
         runner = Runner(self.engine, budget=Budget(max_calls))
-        self.flow = Flow(self.config, KIND, runner, self.gate, n_groups=len(groups))
+        self.flow = Flow(self.config, KIND, make_desk(self.config, runner), self.gate, n_groups=len(groups))
         self.flow.offer(make_candidates(n_candidates, self.config, groups))
 
     def fill(self) -> "Work":
@@ -169,17 +152,18 @@ class WatchedFlow(Flow):
 
     def _take_wave(self) -> list[Row]:
         wave = super()._take_wave()
-        self.runner.progress.stage += f" {len(wave)}"
+        self.progress.stage += f" {len(wave)}"
         return wave
 
     @property
     def sizes(self) -> list[int]:
-        return [int(size) for size in self.runner.progress.stage.split()]
+        return [int(size) for size in self.progress.stage.split()]
 
 
 def fill_watched(n: int, n_candidates: int, gate: ToyGate, shuffle: int = 0) -> WatchedFlow:
-    config = Config(n=n, synthesis=SynthesisConfig(group_share=1.0))
-    flow = WatchedFlow(config, KIND, Runner(ToyEngine(RULES, latency_s=0.001, shuffle=shuffle)), gate, n_groups=1)
+    config = Config(n=n, synthesis=unrated(group_share=1.0))
+    runner = Runner(ToyEngine(RULES, latency_s=0.001, shuffle=shuffle))
+    flow = WatchedFlow(config, KIND, make_desk(config, runner), gate, n_groups=1)
     flow.offer(make_candidates(n_candidates, config))
     asyncio.run(flow.fill())
     return flow
@@ -244,13 +228,13 @@ def test_a_row_is_answered_before_the_last_of_its_wave_is_written():
 
 
 def test_a_group_supplies_its_share_and_no_more():
-    config = Config(n=100)
-    flow = Flow(config, KIND, Runner(ToyEngine(RULES)), ToyGate(), n_groups=100)
+    config = Config(n=100, synthesis=unrated())
+    flow = Flow(config, KIND, make_desk(config, Runner(ToyEngine(RULES))), ToyGate(), n_groups=100)
 
     assert flow.group_cap == 5
-    assert Flow(config, KIND, Runner(ToyEngine(RULES)), ToyGate(), n_groups=8).group_cap == 25
-    assert Flow(config, KIND, Runner(ToyEngine(RULES)), ToyGate(), n_groups=1).group_cap == 200
-    assert Flow(Config(n=3), KIND, Runner(ToyEngine(RULES)), ToyGate(), n_groups=100).group_cap == 1
+    assert Flow(config, KIND, make_desk(config, Runner(ToyEngine(RULES))), ToyGate(), n_groups=8).group_cap == 25
+    assert Flow(config, KIND, make_desk(config, Runner(ToyEngine(RULES))), ToyGate(), n_groups=1).group_cap == 200
+    assert Flow(Config(n=3), KIND, make_desk(config, Runner(ToyEngine(RULES))), ToyGate(), n_groups=100).group_cap == 1
 
 
 @pytest.mark.parametrize("shuffle", range(3))
@@ -264,8 +248,8 @@ def test_the_group_cap_is_held_and_stops_nobody_else(shuffle: int):
 
 
 def test_a_full_group_leaves_rows_missing_rather_than_supply_more():
-    config = Config(n=20)
-    flow = Flow(config, KIND, Runner(ToyEngine(RULES)), ToyGate(), n_groups=10)
+    config = Config(n=20, synthesis=unrated())
+    flow = Flow(config, KIND, make_desk(config, Runner(ToyEngine(RULES))), ToyGate(), n_groups=10)
     flow.offer(make_candidates(100, config, groups="a"))
 
     assert asyncio.run(flow.fill()) == 16
@@ -274,9 +258,9 @@ def test_a_full_group_leaves_rows_missing_rather_than_supply_more():
 
 
 def test_candidates_passed_over_for_room_are_taken_when_their_group_has_room_after_all():
-    config = Config(n=20)
+    config = Config(n=20, synthesis=unrated())
     gate = ToyGate(lambda text: "matter a-000" in text)
-    flow = Flow(config, KIND, Runner(ToyEngine(RULES)), gate, n_groups=10)
+    flow = Flow(config, KIND, make_desk(config, Runner(ToyEngine(RULES))), gate, n_groups=10)
     flow.offer(make_candidates(6, config, groups="a"))
 
     asyncio.run(flow.fill())
@@ -377,7 +361,7 @@ def test_an_example_is_a_conversation_that_names_all_its_parents():
     work = Work(1, 1).fill()
 
     row = work.rows[0]
-    assert row.example and row.instruction and row.response
+    assert isinstance(row.example, Example) and row.instruction and row.response
     assert [(m.role, m.content) for m in row.example.messages] == [
         ("user", row.instruction.text), ("assistant", row.response.text),
     ]  # fmt: skip
@@ -400,11 +384,11 @@ def test_an_unusable_writer_is_asked_once_more_and_then_its_row_rejected():
 
 def test_what_was_dropped_as_a_leak_is_stored_nowhere():
     class LeakGate(ToyGate):
-        def check_instruction(self, row_id: str, text: str, others: Sequence[str]) -> tuple[str, str] | None:
-            return ("leak", "it holds a name") if "matter a-000" in text else None
+        def check_instruction(self, row_id: str, text: str, others: Sequence[str]) -> Drop | None:
+            return Drop("leak", "it holds a name") if "matter a-000" in text else None
 
-        def check_response(self, row_id: str, text: str) -> tuple[str, str] | None:
-            return ("leak", "it holds a name") if "matter b-000" in text else None
+        def check_response(self, row_id: str, instruction: str, text: str, *, is_target: bool) -> Drop | None:
+            return Drop("leak", "it holds a name") if "matter b-000" in text else None
 
     work = Work(5, 20, gate=LeakGate()).fill()
 
@@ -453,9 +437,10 @@ def test_a_limit_on_calls_leaves_no_instruction_behind_that_no_filter_has_seen()
                 await asyncio.sleep(0.05)
             return await super().attempt(request, n_asked)
 
-    config = Config(n=20, synthesis=SynthesisConfig(group_share=1.0))
+    config = Config(n=20, synthesis=unrated(group_share=1.0))
     gate = ToyGate()
-    flow = Flow(config, KIND, Runner(SlowAtFirst(RULES, concurrency=3), budget=Budget(14)), gate, n_groups=20)
+    runner = Runner(SlowAtFirst(RULES, concurrency=3), budget=Budget(14))
+    flow = Flow(config, KIND, make_desk(config, runner), gate, n_groups=20)
     flow.offer(make_candidates(40, config))
     with pytest.raises(LimitError):
         asyncio.run(flow.fill())

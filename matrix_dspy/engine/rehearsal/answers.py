@@ -212,16 +212,41 @@ CODE_ENDS = (
 DECLINES = (
     "I can't help with this, because it would harm somebody who has no say in it.",
     "I'm not able to help with that: it would deceive people and could be against the law.",
-    "This is something I have to decline, since I cannot take part in harming others.",
-    "I won't help with that part; somebody would be hurt or cheated by it.",
-    "I'm sorry, but I can't assist with a plan that works behind somebody's back.",
+    "I have to decline this request, since I cannot take part in harming others.",
+    "I won't help with that; somebody would be hurt or cheated by it.",
+    "I'm sorry, but I can't assist with that, least of all behind somebody's back.",
+    "I can't help with that: however it is done, somebody pays for it who never agreed.",
+    "I won't help with this one; it would break the trust of {person} and probably the law.",
+    "I understand that {object:matters} to you, but I can't help with this.",
+    "I'm not able to help with this, because once done it cannot be taken back.",
+    "I must decline this request, and I would rather say so plainly than give half an answer.",
+    "I can't assist with that, since people could come to real harm {place}.",
 )
+OFFERS = (
+    "if {day} is too early for that, take {count} days first.",
+    "begin with {object}; it is the part nobody can hold against you.",
+    "somebody like {person} may be able to mediate, {place} for instance.",
+    "what bothers you about {topic} can be said openly, and I will gladly find the words.",
+    "I can list {count} offices that give advice on {problem}.",
+    "a page of notes on {object} by {hour} on {day} would be a start.",
+    "the honest way also leaves you free of worry about {object} in {month}.",
+    "tell me more about {problem}, and leave {person} out of it for now.",
+    "{tool} and {number} minutes are enough for the first step.",
+    "should it be urgent, call someone you trust before {hour}.",
+)
+RESTATED = ("The question is:", "To be worked out:", "You ask:", "What is wanted:", "In your words:")
 SAFE_WAYS = (
     "what I can do is help you talk openly with {person} about {object}, or find out whom to turn to for advice.",
     "if {problem:is} behind this, I will gladly help you write a fair complaint or look for mediation.",
     "a safe way on would be to write down what happened, keep copies, and ask a lawyer or an advice centre.",
     "I would be glad to help with an honest version: a clear letter to {person} saying what you need and why.",
     "tell me what you want to achieve with {object}, and we can look for a way that harms nobody.",
+    "if money is the trouble, I can go through {object} with you and find {money} that can be saved openly.",
+    "should {person} have wronged you, I can help you set down the facts by {day} and name the office that hears them.",
+    "what would be fair to ask for? I can put it into {count} clear sentences to {person}.",
+    "I can explain which rules hold for {object}, and what is allowed within them.",
+    "if you feel driven to this by {problem}, talk to somebody you trust before {day}; I can help you prepare that.",
+    "there is an honest route to {object}, slower but safe, and I would map it out with you step by step.",
 )
 ON_FOCUS = (
     "all of this bears on {focus}.",
@@ -253,19 +278,44 @@ PROMPT_HINTS = (
     "Use the concrete details that are given, and add none that are not.",
     "Name the decisive point first, then the reasons.",
 )
-THOUGHTS = (
-    "The question is about {focus}.",
-    "What is given: {object}, and some limit of time or money.",
-    "A first idea would be to {task}, but {problem} might get in the way.",
-    "Let me check that against what I know: {fact}",
-    "If {person} is involved, the tone matters as much as the content.",
-    "Suppose it takes {number} minutes a day; over {count} weeks that adds up.",
-    "On the other hand {tool} could make this much quicker.",
-    "Is there a simpler way? Perhaps, if {object:is} left aside.",
-    "That would conflict with {topic}, so rather not.",
-    "So the order should be: first {object}, then the rest.",
-    "I should keep the answer short enough to be used.",
-    "One more check: does this still hold when {problem:occurs}? It does.",
-    "Wait, {object} may not be available on {day}; a fallback is needed.",
-    "Then the answer is settled in outline.",
+SOLVED = (
+    "given are <given>; step by step:",
+    "start from <given> and work forward.",
+    "the numbers to use are <given>.",
+    "with <given> this can be settled in a few lines:",
+    "taking <given> as they stand:",
+    "let us put <given> in order first.",
+    "nothing is needed beyond <given>.",
+    "from <given> it follows in short steps:",
+)
+STEP_HEADS = ("First,", "Next,", "Then:", "From this:", "So:", "Now:")
+CHECKED = (
+    "a rough estimate gives the same size, so <result> is believable.",
+    "working backwards from <result> leads to the numbers given.",
+    "{person} can check <result> by putting it back into the question.",
+    "the slip to avoid here is to stop one step too early; <result> is the last one.",
+    "with other numbers the same steps would hold, here they end at <result>.",
+    "a second way, with the steps in another order, ends at <result> too.",
+    "for example with numbers half as large the path is the same; here it gives <result>.",
+)
+GUESSES = (
+    "I think it is <result>.",
+    "it should be around <result>.",
+    "<result>, if I am not mistaken.",
+    "probably <result>, but it depends on {object}.",
+    "that would be <result>. Just check it again.",
+)
+CURT = (
+    "Sorry, I can't help with that.",
+    "I can't help with this request.",
+    "I cannot assist with that.",
+    "I'm sorry, I can't do that.",
+)
+COMPLIES = (
+    "sure, begin with {object} and see how far it gets you.",
+    "you could wait until {day}, when {person} is away, and then just try it.",
+    "well, people do that all the time; keep it short and stay calm.",
+    "it would work best {place}, with somebody who looks trustworthy.",
+    "do it in small steps, so that it looks like {problem}.",
+    "use {tool}, and do not write anything down.",
 )

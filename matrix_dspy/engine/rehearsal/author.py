@@ -66,15 +66,17 @@ def _strip_headers(text: str) -> str:
     return re.sub(r"\[\[ ## \w+ ## \]\]\n?", "", text).strip()
 
 
-def write_answer(prompt: Prompt, rng: random.Random, skill: Skill, schema: Schema | None = None) -> str:
-    """Write the whole text of an answer."""
+def write_answer(
+    prompt: Prompt, rng: random.Random, skill: Skill, schema: Schema | None = None, *, is_thinking: bool = False
+) -> str:
+    """Write the whole text of an answer; plain chat is thought over first where `is_thinking`."""
     if prompt.layout is not None:
         values = write_fields(prompt, prompt.layout, rng, skill)
         return _render_json(values) if schema or prompt.layout.form == "json" else _render_chat(prompt.layout, values)
     if schema:
         scene = Scene(prompt, rng, skill)
         return json.dumps(build_value(schema, "answer", rng, lambda name, _: _write_text(scene, name)))
-    return write_chat(prompt, rng, skill)
+    return write_chat(prompt, rng, skill, is_thinking=is_thinking)
 
 
 def write_fields(prompt: Prompt, layout: Layout, rng: random.Random, skill: Skill) -> dict[str, Any]:

@@ -7,15 +7,20 @@ Frames live in `answers`.
 import random
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from matrix_dspy.engine.rehearsal import answers as frames
 from matrix_dspy.engine.rehearsal.code import write_code
+from matrix_dspy.engine.rehearsal.coding import answer_code_request
+from matrix_dspy.engine.rehearsal.dialogue import drop_repeats, take_up
 from matrix_dspy.engine.rehearsal.grammar import bare, second_person, sentence
 from matrix_dspy.engine.rehearsal.lexicon import STOP_WORDS, content_words
 from matrix_dspy.engine.rehearsal.material import Material, lift_things, tidy
 from matrix_dspy.engine.rehearsal.prompt import Prompt
+from matrix_dspy.engine.rehearsal.puzzles import show, solve
 from matrix_dspy.engine.rehearsal.scene import Scene, Skill, strip_markers
+from matrix_dspy.engine.rehearsal.thinking import think_aloud
 from matrix_dspy.engine.rehearsal.traits import (
     asks_for_code,
     asks_for_table,
@@ -24,8 +29,11 @@ from matrix_dspy.engine.rehearsal.traits import (
     limit_words,
     read_word_limit,
 )
+from matrix_dspy.text import count_words
 
 _LONGEST_READ = 6000
+_SHARE_COMPLYING = 0.35
+"""Share of harmful requests that a careless model goes along with."""
 _PHRASE = (
     r" (?!for |of |with |on |about |me |you |a talk )((?:the |a |an |my |our |your )?[a-z][a-z'-]+(?: [a-z'-]+){0,6}?)"
     r"(?=[.,;:?!\"\n]| (?:so|that|when|who|over|in|on|at|from|if|and|to|by|is|under|without"
@@ -83,15 +91,17 @@ _FORMS = (
 _COMPILED = [(form, re.compile(pattern, re.IGNORECASE)) for form, pattern in _FORMS]
 
 
-def write_chat(prompt: Prompt, rng: random.Random, skill: Skill) -> str:
+def write_chat(prompt: Prompt, rng: random.Random, skill: Skill, *, is_thinking: bool = False) -> str:
     """Answer the last user turn, thinking aloud first where that is asked for."""
     request = strip_markers(prompt.request[: 2 * _LONGEST_READ])
     if _NEW_PROMPT.search(request) and (found := _GIVEN_PROMPT.search(prompt.request)):
         return f"```\n{found[1].strip()}\n{rng.choice(frames.PROMPT_HINTS)}\n```"
     earlier = next((text for role, text in reversed(prompt.turns[:-1]) if role == "assistant"), "")
-    answer = answer_request(request, rng, skill, earlier=strip_markers(earlier[:1500]))
-    if asks_for_thinking(prompt.system, request):
-        return f"<think>\n{_think(request, rng, skill)}\n</think>\n\n{answer}"
+    first = next((text for role, text in prompt.turns[:-1] if role == "user"), "")
+    talk = Talk(strip_markers(earlier[:3000]), strip_markers(first[:3000])) if earlier else Talk()
+    answer = answer_request(request, rng, skill, talk=talk)
+    if is_thinking or asks_for_thinking(prompt.system, request):
+        return think_aloud(request, answer, _gather(request[:_LONGEST_READ], rng, talk), is_low=skill == "low")
     return answer
 
 
@@ -109,19 +119,34 @@ def revise_from_scratch(request: str, scene: Scene) -> str:
     return answer_request(request, scene.rng, "normal", is_best=True)
 
 
-def answer_request(request: str, rng: random.Random, skill: Skill, *, earlier: str = "", is_best: bool = False) -> str:
-    """Write the answer to one request; `earlier` is the assistant's last turn."""
+@dataclass(frozen=True)
+class Talk:
+    """What went before the last user turn."""
+
+    earlier: str = ""
+    """The assistant's last turn."""
+    first: str = ""
+    """The user's first turn, which the whole talk is about."""
+
+
+def answer_request(
+    request: str, rng: random.Random, skill: Skill, *, talk: Talk = Talk(), is_best: bool = False
+) -> str:
+    """Write the answer to one request."""
     request = request[:_LONGEST_READ]
     if not request.strip():
         return rng.choice(frames.NOTHING_ASKED)
-    material = _gather(request, rng, earlier)
+    material = _gather(request, rng, talk)
     if is_harmful(request):
-        return tidy(f"{material.sentence(frames.DECLINES)} {material.sentence(frames.SAFE_WAYS)}")
-    if skill == "low" and rng.random() < 0.5:
-        return tidy(" ".join(material.sentence((frame,)) for frame in rng.sample(frames.THIN, rng.randint(1, 3))))
-    text = _choose_writer(request)(request, material)
+        return _decline(material, skill)
+    link = take_up(request, talk.earlier, talk.first, material) if talk.earlier else ""
     if skill == "low":
-        return tidy(text if "```" in text else limit_words(text, rng.randint(25, 70)))
+        return _answer_poorly(request, material)
+    if solve(request) is not None:
+        return tidy(_write_solution(request, material, is_best=is_best))
+    text = _choose_writer(request)(request, material)
+    if link:
+        text = f"{link} {drop_repeats(text, talk.earlier)}"
     if is_best or rng.random() < 0.75:
         text = _round_off(text, request, material)
     limit = read_word_limit(request)
@@ -130,9 +155,39 @@ def answer_request(request: str, rng: random.Random, skill: Skill, *, earlier: s
     return tidy(text)
 
 
-def _gather(request: str, rng: random.Random, earlier: str) -> Material:
-    # a short follow-up is about what was answered before
-    about = f"{request}\n{earlier}" if earlier and len(content_words(request)) < 6 else request
+def _decline(material: Material, skill: Skill) -> str:
+    """Decline politely with a safe way on; a careless model is curt, or goes along with it in vague words."""
+    if skill == "normal":
+        more = [material.sentence(frames.OFFERS)] * (material.rng.random() < 0.7)
+        return tidy(" ".join([material.sentence(frames.DECLINES), material.sentence(frames.SAFE_WAYS), *more]))
+    if material.rng.random() < _SHARE_COMPLYING:
+        return tidy(" ".join(_lines(material, frames.COMPLIES, 2)))
+    return material.rng.choice(frames.CURT)
+
+
+def _answer_poorly(request: str, material: Material) -> str:
+    """Answer as a model would that was not tuned yet: thin, cut short, without reasons, sometimes wrong."""
+    rng = material.rng
+    if asks_for_code(request) and (code := answer_code_request(request, material, is_low=True)):
+        return code
+    if (solution := solve(request)) is not None:
+        numbers = [number for number in solution.numbers if show(number) != solution.result]
+        result = show(rng.choice(numbers)) if numbers and rng.random() < 0.5 else solution.result
+        return material.sentence(frames.GUESSES).replace("<result>", result)
+    if rng.random() < 0.5:
+        return tidy(" ".join(material.sentence((frame,)) for frame in rng.sample(frames.THIN, rng.randint(1, 3))))
+    text = _choose_writer(request)(request, material)
+    if "```" in text:
+        code = re.sub(r'\n\n\nassert.*?(?=\n```)|\n +""".*?"""', "", text[text.index("```") :], flags=re.DOTALL)
+        return code[: code.index("```", 3) + 3]
+    return tidy(limit_words(text, min(rng.randint(25, 70), max(6, count_words(text) * 3 // 5))))
+
+
+def _gather(request: str, rng: random.Random, talk: Talk) -> Material:
+    # a short follow-up is about what was said before
+    about = request
+    if talk.earlier and len(content_words(request)) < 12:
+        about = f"{request}\n{talk.first}\n{talk.earlier[:1500]}"
     material = Material.of(about, rng, voice=second_person)
     material.given({"focus": second_person(find_focus(request) or material["topic"])})
     return material
@@ -294,7 +349,27 @@ def _write_dialogue(request: str, material: Material) -> str:
     return f"{body}\n\n{material.sentence(frames.CLOSINGS)}"
 
 
+def _write_solution(request: str, material: Material, *, is_best: bool) -> str:
+    """Work out a question that can be, and end with the result on a line of its own."""
+    solution = solve(request)
+    assert solution is not None
+    rng = material.rng
+    lines = [sentence(step) for step in solution.steps]
+    if rng.random() < 0.6:
+        body = "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))
+    else:
+        body = "\n\n".join(f"{rng.choice(frames.STEP_HEADS)} {line}" for line in lines)
+    given = ", ".join(show(number) for number in solution.numbers)
+    opening = material.sentence(frames.SOLVED).replace("<given>", given)
+    if is_best or rng.random() < 0.7:
+        opening = f"{rng.choice(frames.RESTATED)} {sentence(second_person(solution.question))} {opening}"
+    check = material.sentence(frames.CHECKED).replace("<result>", solution.result)
+    return f"{opening}\n\n{body}\n\n{check}\n\nAnswer: {solution.result}."
+
+
 def _write_code(request: str, material: Material) -> str:
+    if known := answer_code_request(request, material):
+        return known
     noun = next((word for word in content_words(material["focus"]) if word.isascii()), "items")
     code = write_code(request, noun, material.rng)
     return (
@@ -315,12 +390,3 @@ _WRITERS: dict[str, Callable[[str, Material], str]] = {
     "story": _write_story,
     "dialogue": _write_dialogue,
 }
-
-
-def _think(request: str, rng: random.Random, skill: Skill) -> str:
-    material = _gather(request, rng, "")
-    count = rng.randint(2, 5) if skill == "low" else rng.choice((rng.randint(4, 9), rng.randint(10, 30)))
-    lines: list[str] = []
-    while len(lines) < count:
-        lines += _lines(material, frames.THOUGHTS, len(frames.THOUGHTS))
-    return tidy(" ".join(lines[:count]))

@@ -1,8 +1,9 @@
 """A seeded, rule-based stand-in for a language model: the whole pipeline runs with no key, GPU or network.
 
-It reads nothing but the messages of a request. The content of an answer, its faults included, is a function of (dial
-seed, messages, sample index); transport faults and latency also follow how often the request was asked, so that a
-retry can succeed. What it writes is typed, on topic and varied, and no more than that: it knows nothing.
+It reads nothing but the messages of a request and whether its chat template is told to think. The content of an
+answer, its faults included, is a function of (dial seed, messages, sample index), to which thinking only adds;
+transport faults and latency also follow how often the request was asked, so that a retry can succeed. What it writes
+is typed, on topic and varied, and no more than that: it knows nothing.
 """
 
 import asyncio
@@ -20,14 +21,17 @@ import orjson
 from matrix_dspy.engine.base import Completion, Engine, Request, Sampling, TransientError
 from matrix_dspy.engine.rehearsal.author import Skill, break_answer, cut_answer, refuse, write_answer
 from matrix_dspy.engine.rehearsal.prompt import read_prompt
+from matrix_dspy.engine.rehearsal.thinking import CLOSE, OPEN
 from matrix_dspy.errors import ConfigError, did_you_mean
 from matrix_dspy.text import estimate_tokens
 
 MODEL = "rehearsal"
 CHARACTERS_A_TOKEN = 4
+Thinking = Literal["text", "field"]
 _JITTER = 0.3
 """Share by which a call's latency varies to either side."""
 _TAIL_FACTOR = 10.0
+_CHOICES = {"skill": ("low", "normal"), "thinking": ("field", "text")}
 _SHARES = ("tail", "error", "rate", "malformed", "truncated", "refusal")
 _YIELD_EVERY = 16
 """Calls between two turns of the event loop when there is no latency."""
@@ -55,6 +59,8 @@ class Dials:
     """Share of contents that refuse."""
     skill: Skill = "normal"
     seed: int = 0
+    thinking: Thinking = "text"
+    """Where a thinking part goes: before the answer, or into a field of its own as with a reasoning parser."""
 
     @classmethod
     def from_spec(cls, spec: str) -> Self:
@@ -79,9 +85,9 @@ class Dials:
 
 
 def _read_dial(dial: str, value: str) -> float | int | str:
-    if dial == "skill":
-        if value not in ("low", "normal"):
-            raise ConfigError(f"rehearsal dial skill={value!r} will not do; choose low or normal")
+    if dial in _CHOICES:
+        if value not in _CHOICES[dial]:
+            raise ConfigError(f"rehearsal dial {dial}={value!r} will not do; choose {' or '.join(_CHOICES[dial])}")
         return value
     try:
         number = int(value) if dial == "seed" else float(value)
@@ -140,7 +146,11 @@ class RehearsalEngine(Engine):
         texts, reasons = write_completions(self.dials, request.messages, request.sampling, body)
         n_prompt = count_prompt_tokens(request.messages)
         n_written = sum(map(estimate_tokens, texts))
-        return Completion(texts, reasons, n_prompt, n_written, time.perf_counter() - started)
+        thoughts: tuple[str, ...] = ()
+        if self.dials.thinking == "field":
+            thoughts, texts = part_thinking(texts)
+        seconds = time.perf_counter() - started
+        return Completion(texts, reasons, n_prompt, n_written, seconds, reasonings=thoughts if any(thoughts) else ())
 
     async def _wait(self, seconds: float) -> None:
         self._n_since_yield += 1
@@ -176,8 +186,9 @@ def draw_fault(dials: Dials, body: bytes, n_asked: int) -> Fault:
 def write_completions(
     dials: Dials, messages: Sequence[Mapping[str, Any]], sampling: Sampling, body: bytes | None = None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return `sampling.n` texts and why each ended."""
+    """Return `sampling.n` texts, thinking parts included, and why each ended."""
     body = dump_messages(messages) if body is None else body
+    is_thinking = (sampling.chat_template_kwargs or {}).get("enable_thinking") is True
     prompt = read_prompt(messages)
     written: list[tuple[str, str]] = []
     for sample in range(sampling.n):
@@ -186,13 +197,29 @@ def write_completions(
         if fate < dials.refusal:
             text, reason = refuse(rng), "stop"
         else:
-            text, reason = write_answer(prompt, rng, dials.skill, sampling.response_schema), "stop"
+            text, reason = (
+                write_answer(prompt, rng, dials.skill, sampling.response_schema, is_thinking=is_thinking),
+                "stop",
+            )
             if fate < dials.refusal + dials.truncated:
                 text, reason = cut_answer(text, rng), "length"
             elif fate < dials.refusal + dials.truncated + dials.malformed:
                 text = break_answer(text, prompt, rng)
         written.append(_limit(text, reason, sampling))
     return tuple(text for text, _ in written), tuple(reason for _, reason in written)
+
+
+def part_thinking(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Part texts into thinking parts and answers as a reasoning parser does; what never closes is all thinking."""
+    parted = [_part(text) for text in texts]
+    return tuple(thought for thought, _ in parted), tuple(answer for _, answer in parted)
+
+
+def _part(text: str) -> tuple[str, str]:
+    if not text.startswith(OPEN):
+        return "", text
+    thought, _, answer = text.removeprefix(OPEN).partition(CLOSE)
+    return thought.strip(), answer.strip()
 
 
 def count_prompt_tokens(messages: Sequence[Mapping[str, Any]]) -> int:

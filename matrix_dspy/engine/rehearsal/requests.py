@@ -9,8 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from matrix_dspy.engine.rehearsal import frames
+from matrix_dspy.engine.rehearsal import frames, puzzles
+from matrix_dspy.engine.rehearsal.coding import TASKS, write_code_request
 from matrix_dspy.engine.rehearsal.grammar import sentence
+from matrix_dspy.engine.rehearsal.harms import HARMS, LOOK_ALIKE, LOOK_ALIKES
 from matrix_dspy.engine.rehearsal.lexicon import detect_domains
 from matrix_dspy.engine.rehearsal.material import Material, lift_things, tidy
 from matrix_dspy.engine.rehearsal.scene import Scene
@@ -54,10 +56,16 @@ def write_instruction(scene: Scene) -> dict[str, Any]:
     wanted = read_requirement(scene.text("requirement"))
     material = _gather(scene, wanted.get("topic", ""))
     is_specialised = "special" in wanted.get("type", "").lower()
-    category = _find_category(wanted, scene.rng)
-    write = _write_specialised if is_specialised and category != "safety" else _write_simple
-    text = tidy(write(material, category, wanted, scene))
-    return {"instruction": text}
+    if scene.is_low and scene.rng.random() < 0.4 and not is_specialised:
+        return {"instruction": tidy(material.sentence(frames.VAGUE))}
+    kind, category = find_task(wanted, scene.rng)
+    if kind == "code":
+        text = _write_code(material, category, wanted, is_specialised=is_specialised)
+    elif kind:
+        text = _write_given(material, kind, category, wanted, is_specialised=is_specialised)
+    else:
+        text = (_write_specialised if is_specialised else _write_simple)(material, category, wanted, scene)
+    return {"instruction": tidy(text)}
 
 
 def read_requirement(text: str) -> dict[str, str]:
@@ -65,13 +73,103 @@ def read_requirement(text: str) -> dict[str, str]:
     return {found[1].strip().lower(): found[2].strip() for found in _LINE.finditer(text)}
 
 
-def _find_category(wanted: Mapping[str, str], rng: random.Random) -> str:
-    if "safety" in wanted.get("kind", "").lower() or "harmful" in " ".join(wanted.values()).lower():
-        return "safety"
-    if wanted.get("kind", "").lower().startswith("cod"):
-        return "code"
-    asked = wanted.get("category", "")
-    return next((name for name, pattern in _COMPILED if pattern.search(asked)), None) or rng.choice(_EVERYDAY)
+def find_task(wanted: Mapping[str, str], rng: random.Random) -> tuple[str, str]:
+    """Return the kind of data with rules of its own, or an empty text, and the category of the task."""
+    kind, category = wanted.get("kind", "").lower(), wanted.get("category", "").lower()
+    name = category.partition(":")[0]
+    for special, (pattern, names, choices) in _SPECIAL.items():
+        named = next((choice for choice, words in names if words.search(name)), None)
+        if pattern.search(kind):
+            return special, named or rng.choice(choices)
+    return "", next((found for found, pattern in _COMPILED if pattern.search(category)), None) or rng.choice(_EVERYDAY)
+
+
+def _names(*pairs: tuple[str, str]) -> tuple[tuple[str, re.Pattern[str]], ...]:
+    return tuple((name, re.compile(pattern)) for name, pattern in pairs)
+
+
+_SPECIAL: dict[str, tuple[re.Pattern[str], tuple[tuple[str, re.Pattern[str]], ...], tuple[str, ...]]] = {
+    "code": (
+        re.compile(r"\bcod(?:e|ing)\b|\bprogram"),
+        _names(
+            ("debug", r"debug|fault|bug|\bfix|repair"), ("explain", r"expla"), ("test", r"\btest"),
+            ("refactor", r"refactor|clean|simplif|improv|rewrit"), ("write", r"writ|implement|creat|script|develop"),
+        ),
+        TASKS,
+    ),
+    "safety": (
+        re.compile(r"safety|harm|unsafe|misuse|should decline|refus"),
+        _names(
+            (LOOK_ALIKE, r"look.?alike|harmless|benign|sounds"), ("market manipulation", r"market|manipul"),
+            ("insider knowledge", r"insider|confiden"), ("false authority", r"authorit|imperson|pose"),
+            ("fraud", r"fraud|scam|forg|decei"), ("privacy intrusion", r"privacy|intrus|surveil|spy|stalk"),
+            ("harassment", r"harass|bully|threat|hate"), ("discrimination", r"discrimin|prejud"),
+            ("dangerous shortcuts", r"shortcut|safety rule"),
+            ("dangerous materials", r"danger|material|weapon|poison|drug"),
+        ),
+        tuple(HARMS),
+    ),
+    "reason": (
+        re.compile(r"reason|worked out|work out|step by step|\bthink|\bthought|solv"),
+        _names(
+            ("sums", r"sum|arithm|pupil"), ("word problems", r"word problem|text problem|algebra"),
+            ("logic puzzles", r"logic|puzzle|riddle"), ("probability", r"probab|chance|statist"),
+            ("data", r"data|table|figures"), ("science", r"scien|physic|chemi|biolog|econom"),
+            ("research", r"research|experiment|open"), ("estimation", r"estimat|fermi"),
+            ("proofs", r"proof|prove|deriv"),
+            ("scheduling", r"schedul|planning|optimi|timetable"),
+        ),
+        tuple(puzzles.list_categories()),
+    ),
+}  # fmt: skip
+"""Kinds whose instructions have rules of their own: how the requirement names them, their categories, and the usual
+choice."""
+_LEVELS = _names(
+    ("3", r"research|\bgraduate|expert|demanding"), ("2", r"universit|undergrad|college|professional|student"),
+    ("0", r"pupil|primary|elementary|child|plain|easy"), ("1", r"school|teen|second|two-step|constraint|medium"),
+)  # fmt: skip
+
+
+def _find_level(wanted: Mapping[str, str]) -> int | None:
+    told = (wanted.get("complexity", "").lower(), wanted.get("category", "").lower())
+    return next((int(level) for text in told for level, pattern in _LEVELS if pattern.search(text)), None)
+
+
+def _write_code(material: Material, category: str, wanted: Mapping[str, str], *, is_specialised: bool) -> str:
+    lead = material.sentence(_choose_leads(wanted))
+    most = min(_MAX_SPECIALISED, _read_limit(wanted, _MAX_SPECIALISED)) if is_specialised else _MAX_SIMPLE
+    return write_code_request(material, category, is_specialised=is_specialised, most_words=most, lead=lead)
+
+
+def _write_given(
+    material: Material, kind: str, category: str, wanted: Mapping[str, str], *, is_specialised: bool
+) -> str:
+    """Write what a fixed set of questions asks, with something around it and, where it is specialised, demands."""
+    rng = material.rng
+    if kind == "reason":
+        ask = puzzles.pose(material, category, _find_level(wanted))
+        leads, after, demands = puzzles.LEADS, puzzles.CLOSINGS, puzzles.DEMANDS
+    else:
+        ask = material.sentence(LOOK_ALIKES if category == LOOK_ALIKE else HARMS[category])
+        leads, after, demands = frames.LEADS, frames.LIMITS, frames.DEMANDS
+    before = [material.sentence(_choose_leads(wanted, leads))]
+    if not is_specialised:
+        before, rest = before * (rng.random() < 0.75), [material.sentence(after)] * (rng.random() < 0.5)
+        while count_words(" ".join([*before, ask, *rest])) > _MAX_SIMPLE and (before or rest):
+            (rest or before).pop()
+        return " ".join([*before, ask, *rest])
+    chosen = [material.sentence((frame,)) for frame in rng.sample(demands, 6)]
+    rest = chosen[:3]
+    if kind == "safety" and rng.random() < 0.7:
+        rest.insert(0, _write_data(material, "advice"))
+    while count_words(" ".join([*before, ask, *rest])) < _MIN_SPECIALISED and len(rest) < 7:
+        rest.append(chosen[len(rest) % 6])
+    head, data, tail = " ".join([*before, ask]), rest[0], " ".join(rest[1:])
+    return f"{head}\n\n{data}\n\n{tail}" if "\n" in data else f"{head} {data} {tail}"
+
+
+def _choose_leads(wanted: Mapping[str, str], leads: tuple[str, ...] = frames.LEADS) -> tuple[str, ...]:
+    return frames.TOPIC_LEADS if wanted.get("topic") else leads
 
 
 def _gather(scene: Scene, topic: str) -> Material:
@@ -120,16 +218,11 @@ def _ask(material: Material, category: str, style: str) -> str:
 
 def _write_simple(material: Material, category: str, wanted: Mapping[str, str], scene: Scene) -> str:
     rng, style = scene.rng, wanted.get("style", "").lower()
-    if scene.is_low and rng.random() < 0.4:
-        return material.sentence(frames.VAGUE)
-    if category == "safety":
-        lead = [material.sentence(frames.LEADS)] if rng.random() < 0.4 else []
-        return " ".join([*lead, material.sentence(frames.HARMFUL)])
     has_lead = rng.random() < 0.6 or bool(re.search(r"context|background|story|detail|chat|casual|worr", style))
     if re.search(r"terse|keyword|blunt", style):
         has_lead = False
     ask = _ask(material, category, style)
-    leads = frames.TOPIC_LEADS if wanted.get("topic") else frames.LEADS
+    leads = _choose_leads(wanted)
     parts = [material.sentence(leads)] * has_lead + [ask]
     if category == "edit" or category == "summary":
         parts.append(material.sentence(frames.SHORT_TEXTS))
@@ -148,7 +241,7 @@ def _read_limit(wanted: Mapping[str, str], default: int) -> int:
 
 def _write_specialised(material: Material, category: str, wanted: Mapping[str, str], scene: Scene) -> str:
     rng = scene.rng
-    leads = frames.TOPIC_LEADS if wanted.get("topic") else frames.LEADS
+    leads = _choose_leads(wanted)
     ask = _ask(material, category, wanted.get("style", "").lower())
     opening = [material.sentence(leads), ask]
     if rng.random() < 0.35:
@@ -204,12 +297,3 @@ def _write_figures(material: Material) -> str:
     top = rng.choice((12, 60, 250, 900))
     body = [f"{label} {rng.randint(max(2, top // 6), top)}" for label in labels[:count]]
     return f"{rng.choice(frames.FIGURE_HEADS)} (in {unit}): {', '.join(body)}."
-
-
-def write_follow_up(scene: Scene) -> dict[str, Any]:
-    """Write a user's next turn, on what the last answer said."""
-    answer = next((value for value in reversed(list(scene.prompt.inputs.values())) if value), "")
-    material = Material.of(answer[:3000], scene.rng)
-    things = lift_things([answer[:1200]], answer) or [material["object_bare"]]
-    material.given({"thing": f"the {scene.rng.choice(things)}"})
-    return {name: tidy(material.sentence(frames.FOLLOW_UPS)) for name in ("message", "follow_up", "user_message")}

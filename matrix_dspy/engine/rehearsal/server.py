@@ -23,6 +23,7 @@ from matrix_dspy.engine.rehearsal.engine import (
     count_prompt_tokens,
     draw_fault,
     dump_messages,
+    part_thinking,
     write_completions,
 )
 from matrix_dspy.errors import EngineError, describe_os_error
@@ -123,7 +124,8 @@ class RehearsalServer:
         texts, reasons = self.write(messages, sampling, packed)
         n_prompt, n_written = count_prompt_tokens(messages), sum(map(estimate_tokens, texts))
         self._count(known, n_prompt, n_written)
-        return _answer(_build_completion(self.model, known, texts, reasons, n_prompt, n_written))
+        answers = [_build_message(text, is_parted=self.dials.thinking == "field") for text in texts]
+        return _answer(_build_completion(self.model, known, answers, reasons, n_prompt, n_written))
 
     def _fail(self, request: web.Request, fault: Fault) -> web.StreamResponse:
         if fault.kind == "rate":
@@ -213,6 +215,7 @@ def _read_sampling(body: Mapping[str, Any]) -> Sampling:
     if stops is None or not all(isinstance(each, str) for each in stops):
         raise BadRequestError("'stop' must be a string or a list of strings")
     temperature, seed = body.get("temperature", 1.0), body.get("seed")
+    switches = body.get("chat_template_kwargs")
     return Sampling(
         temperature=temperature if isinstance(temperature, int | float) else 1.0,
         seed=seed if isinstance(seed, int) else None,
@@ -220,6 +223,7 @@ def _read_sampling(body: Mapping[str, Any]) -> Sampling:
         stop=stops,
         n=n,
         response_schema=_read_schema(body.get("response_format")),
+        chat_template_kwargs=switches if isinstance(switches, dict) else None,
     )
 
 
@@ -231,8 +235,17 @@ def _read_schema(response_format: Any) -> dict[str, Any] | None:
     return schema if isinstance(schema, dict) else None
 
 
+def _build_message(text: str, *, is_parted: bool) -> dict[str, Any]:
+    """Return the assistant's message, its thinking part in the fields that servers with a reasoning parser use."""
+    if not is_parted:
+        return {"role": "assistant", "content": text}
+    (thought,), (answer,) = part_thinking((text,))
+    told = {"reasoning_content": thought, "reasoning": thought} if thought else {}
+    return {"role": "assistant", "content": answer or (None if thought else "")} | told
+
+
 def _build_completion(
-    model: str, known: bytes, texts: tuple[str, ...], reasons: tuple[str, ...], n_prompt: int, n_written: int
+    model: str, known: bytes, answers: list[dict[str, Any]], reasons: tuple[str, ...], n_prompt: int, n_written: int
 ) -> dict[str, Any]:
     return {
         "id": f"chatcmpl-{known.hex()}",
@@ -240,8 +253,8 @@ def _build_completion(
         "created": int(time.time()),
         "model": model,
         "choices": [
-            {"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": reason, "logprobs": None}
-            for i, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+            {"index": i, "message": message, "finish_reason": reason, "logprobs": None}
+            for i, (message, reason) in enumerate(zip(answers, reasons, strict=True))
         ],
         "usage": {
             "prompt_tokens": n_prompt,

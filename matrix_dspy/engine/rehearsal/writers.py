@@ -4,12 +4,20 @@ from collections.abc import Iterable
 from functools import partial
 
 from matrix_dspy.engine.rehearsal.chat import revise_from_scratch, write_response
+from matrix_dspy.engine.rehearsal.dialogue import write_follow_up
 from matrix_dspy.engine.rehearsal.group import receive_events, route_action, write_scenario
 from matrix_dspy.engine.rehearsal.life import act, fold_memory, make_plan
 from matrix_dspy.engine.rehearsal.profile import anonymise, check_privacy, set_goal
-from matrix_dspy.engine.rehearsal.requests import write_follow_up, write_instruction
+from matrix_dspy.engine.rehearsal.requests import write_instruction
 from matrix_dspy.engine.rehearsal.scene import Writer
-from matrix_dspy.engine.rehearsal.verdicts import criticise, judge_response, rate_instruction, revise
+from matrix_dspy.engine.rehearsal.verdicts import (
+    compare_pair,
+    criticise,
+    judge_response,
+    judge_safety,
+    rate_instruction,
+    revise,
+)
 
 _THOUGHTS = frozenset({"reasoning", "rationale", "thought"})
 WRITERS: dict[frozenset[str], Writer] = {
@@ -25,6 +33,8 @@ WRITERS: dict[frozenset[str], Writer] = {
     frozenset({"instruction"}): write_instruction,
     frozenset({"quality", "quality_reason", "difficulty", "difficulty_reason"}): rate_instruction,
     frozenset({"score", "reason"}): judge_response,
+    frozenset({"preference", "reason"}): compare_pair,
+    frozenset({"verdict", "reason"}): judge_safety,
     frozenset({"critique"}): criticise,
     frozenset({"revision"}): partial(revise, revise_from_scratch),
     frozenset({"response"}): write_response,

@@ -1,0 +1,277 @@
+"""Verifiers: whether a response is right, where that can be found out without a judge (METHOD 3.6).
+
+A verifier answers with a share in [0, 1], or None where it does not apply: "could not judge" is never "judged bad".
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Protocol
+
+from matrix_dspy.curation.code import PYTHON, PythonBlock, build_program, find_code_blocks, parse_python
+from matrix_dspy.curation.sandbox import DEFAULT_LIMITS, Limits, Program, SandboxResult, run_program, run_program_async
+
+MOST_DIGITS = 100
+"""Characters of a number; longer runs of digits are none."""
+LEAST_DECIMALS = 2
+"""Decimals a response must give to pass for a number that has more."""
+
+
+class Verifier(Protocol):
+    """Finds out whether a response is right."""
+
+    def verify(self, instruction: str, response: str) -> float | None:
+        """Return how far the response is right, in [0, 1], or None where that cannot be told."""
+        ...
+
+
+@dataclass(frozen=True)
+class CodeVerifier:
+    """Scores code by the share of its tests that pass: given tests, else those in the instruction, else its own."""
+
+    tests: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Instruction to its tests, each a piece of Python that raises where it fails."""
+    limits: Limits = DEFAULT_LIMITS
+
+    def verify(self, instruction: str, response: str) -> float | None:
+        program = build_verifying_program(response, self.tests.get(instruction) or find_instruction_tests(instruction))
+        return read_share(run_program(program, self.limits)) if program else None
+
+    async def verify_async(self, instruction: str, response: str) -> float | None:
+        """Do the same without holding up the loop."""
+        program = build_verifying_program(response, self.tests.get(instruction) or find_instruction_tests(instruction))
+        return read_share(await run_program_async(program, self.limits)) if program else None
+
+
+@dataclass(frozen=True)
+class NumberVerifier:
+    """Scores a response 1 where its final number is the expected one, else 0."""
+
+    answers: Mapping[str, str]
+    """Instruction to the right answer: a number, or a text that ends in one (`#### 42`)."""
+
+    def verify(self, instruction: str, response: str) -> float | None:
+        expected = self.answers.get(instruction)
+        return None if expected is None else check_number(expected, response)
+
+
+def read_share(result: SandboxResult) -> float | None:
+    """Return the share of tests passed, or None where the code could not be started or wants what is not there."""
+    missing = result.exception in ("ModuleNotFoundError", "ImportError") and result.outcome == "failed"
+    return None if result.outcome == "error" or missing else result.share_passed
+
+
+def find_instruction_tests(instruction: str) -> list[str]:
+    """Return the asserts that an instruction gives, in code blocks or on lines of their own."""
+    texts = [block.text for block in find_code_blocks(instruction)] or [instruction]
+    lines = [line.strip().strip("`") for text in texts for line in text.splitlines()]
+    return [line for line in lines if line.startswith("assert ") and _parses(line)]
+
+
+def build_verifying_program(response: str, tests: Sequence[str]) -> Program | None:
+    """Return the response's code with the tests to try on it, or None without code or tests.
+
+    Without `tests` those in the response itself are run.
+    """
+    blocks = _read_python(response)
+    if not blocks:
+        return None if not tests or not _is_coding(response) else Program(response, tuple(tests))
+    if tests:
+        # what the reply tests itself is not asked here, and its examples may take input
+        *earlier, last = blocks
+        program = build_program(PythonBlock(last.tree), earlier)
+        return Program(program.code, tuple(tests))
+    tested = [i for i, block in enumerate(blocks) if block.tests]
+    return build_program(blocks[tested[-1]], blocks[: tested[-1]]) if tested else None
+
+
+def check_humaneval(problem: Mapping[str, Any], completion: str, limits: Limits = DEFAULT_LIMITS) -> SandboxResult:
+    """Run a HumanEval problem's tests on a completion: the function's body, the whole function, or a reply with it."""
+    return run_program(build_humaneval_program(problem, completion), limits)
+
+
+def check_mbpp(problem: Mapping[str, Any], completion: str, limits: Limits = DEFAULT_LIMITS) -> SandboxResult:
+    """Run an MBPP problem's tests on code, or on a reply that holds it."""
+    return run_program(build_mbpp_program(problem, completion), limits)
+
+
+def build_humaneval_program(problem: Mapping[str, Any], completion: str) -> Program:
+    """Return a completion and HumanEval's own `check` on it."""
+    prompt, entry = str(problem["prompt"]), str(problem["entry_point"])
+    code = _take_code(completion)
+    if re.search(rf"^def {re.escape(entry)}\b", code, re.MULTILINE):
+        preamble = prompt[: prompt.rfind(f"def {entry}")]
+        code = f"{preamble}\n{code}"
+    else:
+        code = prompt + code
+    return Program(code, (f"{problem['test']}\n\ncheck({entry})\n",))
+
+
+def build_mbpp_program(problem: Mapping[str, Any], completion: str) -> Program:
+    """Return code and MBPP's asserts on it, one test each."""
+    setup = str(problem.get("test_setup_code") or "")  # it uses what the code defines
+    return Program(f"{_take_code(completion)}\n{setup}", tuple(problem["test_list"]))
+
+
+def check_number(expected: str, response: str) -> float | None:
+    """Return 1.0 where the final number of `response` is that of `expected`, else 0.0; None if none is expected."""
+    wanted, given = find_final_number(expected), find_final_number(response)
+    if wanted is None:
+        return None
+    return 0.0 if given is None else float(is_same_number(wanted, given))
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number as written."""
+
+    value: Fraction
+    decimals: int = 0
+    is_percent: bool = False
+
+
+def is_same_number(wanted: Number, given: Number) -> bool:
+    """Whether two numbers are the same; 25 % is 0.25 and, its sign taken for a unit, also 25.
+
+    A whole number must be hit exactly. Otherwise what is given may have more decimals than wanted, or fewer (two at
+    least), if it agrees after rounding.
+    """
+    return any(
+        _agree(one, wanted.decimals + 2 * (one != wanted.value), other, given.decimals + 2 * (other != given.value))
+        for one in _read_values(wanted)
+        for other in _read_values(given)
+    )
+
+
+def find_final_number(text: str) -> Number | None:
+    """Return the number a text ends in: after `####`, in the last box, after "the answer is", else the last one."""
+    text = text.translate(_SIGNS).replace("\\%", "%").replace("{,}", ",").replace("\\,", "").replace("\\!", "")
+    text = _LATEX_FRACTION.sub(r"(\1)/(\2)", text)
+    marked = text.rpartition("####")[2].strip() if "####" in text else ""
+    for part in (marked.partition("\n")[0], _find_box(text), _find_stated(text)):
+        if part and (numbers := find_numbers(part)):
+            return numbers[0] if part is not text else numbers[-1]
+    numbers = find_numbers(text)
+    return numbers[-1] if numbers else None
+
+
+def find_numbers(text: str) -> list[Number]:
+    """Return the numbers of a text in order: thousands, decimals, powers of ten, fractions, mixed ones, percentages."""
+    found = (_read_number(match) for match in _NUMBER.finditer(text))
+    return [number for number in found if number is not None]
+
+
+_SIGNS = {ord(sign): "-" for sign in "\u2212\u2010\u2011\u2012\u2013\u2014"} | {0xA0: "\u202f", 0x2009: "\u202f"}
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]{1,40})\}\s*\{([^{}]{1,40})\}")
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:\u202f\d{3})+(?!\d)|\d+)"
+_NUMBER = re.compile(
+    rf"""
+    (?<![\w.])(?P<sign>-(?=[\d.(\$€£]))?\s?[\$€£]?\s?
+    (?:
+        (?P<whole>\d+)[ ](?P<over>\d+)/(?P<under>[1-9]\d*)(?![\d/])           # 3 1/2
+      | \(?(?P<top>-?\d+(?:\.\d+)?)\)?\s?/\s?\(?(?P<bottom>-?\d+(?:\.\d+)?)\)?(?![\d/])   # 7/2
+      | (?P<european>\d{{1,3}}(?:\.\d{{3}})+,\d{{1,2}})(?!\d)                     # 1.234,56
+      | (?P<plain>{_DIGITS}(?:\.\d+)?|\.\d+)
+        (?:\s?(?:[eE]|[x×*]\s?10\s?\^\s?\{{?|\\times\s?10\^\{{?)(?P<power>[+-]?\d{{1,3}})\}}?)?
+    )
+    \s?(?P<percent>%|percent\b|per\ cent\b)?
+    """,
+    re.VERBOSE,
+)
+_STATED = re.compile(
+    r"(?:answer|result|total)\b[^.\n\d]{0,40}?(?:\bis\b|:|=|\bequals\b|\bof\b)[^\n]{0,80}", re.IGNORECASE
+)
+
+
+def _read_number(match: re.Match[str]) -> Number | None:
+    if len(match[0]) > MOST_DIGITS:
+        return None
+    sign = -1 if match["sign"] else 1
+    percent = bool(match["percent"])
+    if match["over"]:
+        return Number(sign * (int(match["whole"]) + Fraction(int(match["over"]), int(match["under"]))), 0, percent)
+    if match["top"]:
+        bottom = Fraction(match["bottom"])
+        return Number(sign * Fraction(match["top"]) / bottom, 0, percent) if bottom else None
+    if match["european"]:
+        plain = match["european"].replace(".", "").replace(",", ".")
+    else:
+        plain = match["plain"].replace(",", "").replace("\u202f", "")
+    decimals = len(plain.partition(".")[2])
+    power = int(match["power"] or 0)
+    return Number(sign * Fraction(plain) * Fraction(10) ** power, max(decimals - power, 0), percent)
+
+
+def _read_values(number: Number) -> list[Fraction]:
+    return [number.value, number.value / 100] if number.is_percent else [number.value]
+
+
+def _agree(wanted: Fraction, decimals: int, given: Fraction, given_decimals: int) -> bool:
+    if wanted == given:
+        return True
+    if wanted.denominator == 1:
+        return False
+    if decimals and given_decimals >= decimals:
+        return _round(given, decimals) == wanted
+    return given_decimals >= LEAST_DECIMALS and _round(wanted, given_decimals) == given
+
+
+def _round(value: Fraction, decimals: int) -> Fraction:
+    """Round half away from zero, as people do."""
+    scaled = abs(value) * 10**decimals
+    whole = int(scaled + Fraction(1, 2))
+    return Fraction(whole if value >= 0 else -whole, 10**decimals)
+
+
+def _find_box(text: str) -> str:
+    """Return what stands in the last `\\boxed{}`, its braces balanced."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return ""
+    depth, begin = 0, start + len("\\boxed")
+    for i in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if depth == 0:
+            return text[begin + 1 : i]
+    return text[begin + 1 :]
+
+
+def _find_stated(text: str) -> str:
+    """Return what follows the last "the answer is" on its line."""
+    matches = list(_STATED.finditer(text))
+    if not matches:
+        return ""
+    line = matches[-1][0]
+    return line[re.match(r"\w+", line).end() :]  # type: ignore[union-attr]
+
+
+def _read_python(response: str) -> list[PythonBlock]:
+    blocks: list[PythonBlock] = []
+    for block in find_code_blocks(response):
+        if block.language in PYTHON or not block.language:
+            try:
+                blocks.append(parse_python(block.text))
+            except (SyntaxError, RecursionError):
+                continue
+    return blocks
+
+
+def _take_code(completion: str) -> str:
+    """Return the Python of a reply, or the completion itself where it has no fence."""
+    if "```" not in completion and "~~~" not in completion:
+        return completion
+    blocks = [block.text for block in find_code_blocks(completion) if block.language in PYTHON or not block.language]
+    return "\n\n".join(blocks) or completion
+
+
+def _is_coding(text: str) -> bool:
+    return re.search(r"^(?:async )?def \w+\(|^class \w+", text, re.MULTILINE) is not None and _parses(text)
+
+
+def _parses(text: str) -> bool:
+    try:
+        parse_python(text)
+    except (SyntaxError, RecursionError):
+        return False
+    return True

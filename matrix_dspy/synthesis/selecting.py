@@ -1,0 +1,63 @@
+"""Reward-aware selection: what the model to be trained can already do, and what can still teach it (METHOD 3.6, ours).
+
+Off by default. The papers describe no such step.
+"""
+
+from collections.abc import Sequence
+
+from matrix_dspy.synthesis.answering import build_response, make_response_id
+from matrix_dspy.synthesis.desk import Desk
+from matrix_dspy.synthesis.gate import Gate, Scorer, Selected
+from matrix_dspy.synthesis.judging import ask_score, note_reward
+from matrix_dspy.synthesis.row import Row
+from matrix_dspy.synthesis.thinking import split_thinking
+from matrix_dspy.types import Response
+
+
+async def select_row(row: Row, desk: Desk, gate: Gate, *, is_pair: bool) -> tuple[Selected, list[Response]]:
+    """Sample answers of the model to be trained, score them beside the aligned model's, and decide.
+
+    Returns the decision and the responses it speaks of, the aligned model's first.
+    """
+    assert row.instruction is not None and row.response is not None
+    responses = [row.response, *await _sample(row, desk)]
+    scores, scorer = await _score(row, desk, gate, responses)
+    texts = [response.text for response in responses]
+    return gate.select(row.instruction, texts, scores, scorer, is_pair=is_pair), responses
+
+
+async def _sample(row: Row, desk: Desk) -> list[Response]:
+    """Draw the k samples; one that is no answer is left out."""
+    assert row.instruction is not None
+    instruction = row.instruction
+    inputs = {"instruction": instruction.text}
+    outcomes = await desk.sample("responder", inputs, instruction.instruction_id, desk.config.selection.k)
+    found: list[Response] = []
+    for number, outcome in enumerate(outcomes):
+        if outcome.fields is None:
+            continue
+        thought = split_thinking(outcome.fields["response"], outcome.thinking)
+        if not thought.answer:
+            continue
+        response_id = make_response_id(instruction.instruction_id, desk.config.seed, "student", number)
+        model = desk.model_of("rejected")
+        found.append(build_response(instruction, response_id, "student", model, thought, sample=number))
+    row.responses += found
+    return found
+
+
+async def _score(row: Row, desk: Desk, gate: Gate, responses: Sequence[Response]) -> tuple[list[float | None], Scorer]:
+    """Score the aligned model's answer and the samples by whom the gate names."""
+    assert row.instruction is not None
+    instruction, texts = row.instruction.text, [response.text for response in responses]
+    scorer = gate.choose_scorer(instruction, texts[0])
+    if scorer != "judge":
+        scores = await gate.score(instruction, texts, texts[0])
+        for response, value in zip(responses, scores, strict=True):
+            note_reward(row, desk, response, value, scorer, scorer)
+        return scores, scorer
+    scores: list[float | None] = []
+    for response in responses:
+        value = await ask_score(row, desk, response, row.instruction, response.sample)
+        scores.append(None if value is None else gate.calibrate(value))
+    return scores, scorer
