@@ -484,9 +484,14 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Page to write, where two runs are compared.")] = None,
 ) -> None:
     """Write one self-contained page on a run, or on two side by side."""
-    from matrix_dspy.report.page import write_comparison, write_report
+    if other is None:
+        from matrix_dspy.report.page import write_report
 
-    path = write_report(run) if other is None else write_comparison(run, other, out)
+        path = write_report(run)
+    else:
+        from matrix_dspy.report.comparing import write_comparison
+
+        path = write_comparison(run, other, out)
     typer.echo(f"report:   {path}")
 
 

@@ -122,7 +122,8 @@ def main() -> None:
         print("MATRIX_DSPY_DATA is not set: no real prompts")
     table = pl.read_parquet((given.run or make_run()) / "tables" / "instructions.parquet").sort("rank")
     compare("rehearsed instructions", table["text"].to_list(), table["group_id"].to_list(), given.diversity)
-    time_pools([pool for pool in given.pools.split(",") if pool])
+    if given.pools:
+        time_pools(given.pools.split(","))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ prompts and models are the same; the ratio of the two times is the figure.
 import argparse
 import asyncio
 import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from matrix_dspy.bulk.program import for_each
 from matrix_dspy.bulk.runner import Runner
@@ -21,10 +23,10 @@ from matrix_dspy.pipeline import SHIPPED_PROFILES
 from matrix_dspy.population.agents import build_population
 from matrix_dspy.population.reading import read_profiles
 from matrix_dspy.simulation.society import Society, form_groups
-from matrix_dspy.synthesis.desk import DESK_PARTS, Desk
+from matrix_dspy.synthesis.desk import DESK_PARTS, Desk, Part
 from matrix_dspy.synthesis.flow import Flow, build_candidates
 from matrix_dspy.synthesis.retrieval import Retriever
-from matrix_dspy.synthesis.row import Candidate
+from matrix_dspy.synthesis.row import Candidate, Row
 
 
 async def rehearse(config: Config, n_candidates: int) -> tuple[list[Candidate], int]:
@@ -53,37 +55,46 @@ def make_curator(config: Config, kind: KindConfig) -> Curator:
 
 def make_desk(config: Config, writer: Runner, responder: Runner) -> Desk:
     """Return a desk where one model writes and the other does the rest."""
-    return Desk(config, dict.fromkeys(DESK_PARTS, responder) | {"writer": writer})
+    runners: dict[Part, Runner] = dict.fromkeys(DESK_PARTS, responder)
+    return Desk(config, runners | {"writer": writer})
 
 
-async def time_flow(
-    config: Config, kind: KindConfig, candidates: list[Candidate], n_groups: int, desk: Desk
-) -> tuple[float, int]:
-    """Return seconds and rows kept, row by row."""
+Job = tuple[Config, KindConfig, list[Candidate], int, Desk]
+
+
+def make_flow(job: Job) -> Flow:
+    """Return a flow with its candidates."""
+    config, kind, candidates, n_groups, desk = job
     flow = Flow(config, kind, desk, make_curator(config, kind), n_groups)
     flow.offer(candidates)
+    return flow
+
+
+async def time_flow(job: Job) -> tuple[float, int]:
+    """Return seconds and rows kept, row by row."""
+    flow = make_flow(job)
     started = time.perf_counter()
     await flow.fill()
     return time.perf_counter() - started, sum(row.example is not None for row in flow.rows)
 
 
-async def time_stages(
-    config: Config, kind: KindConfig, candidates: list[Candidate], n_groups: int, desk: Desk
-) -> tuple[float, int]:
+async def time_stages(job: Job) -> tuple[float, int]:
     """Return seconds and rows kept, one stage after the other."""
-    flow = Flow(config, kind, desk, make_curator(config, kind), n_groups)
-    flow.offer(candidates)
+    flow, desk = make_flow(job), job[-1]
     started = time.perf_counter()
     while flow.n_missing > 0 and (wave := flow._take_wave()):
         flow.wave = wave
-        await for_each(len(wave), desk.runner_of("writer").engine.concurrency, lambda place: flow._write(wave[place]))
+        await do_all(wave, desk.runner_of("writer"), flow._write)
         kept = [row for row in wave if flow._check_instruction(row)]
-        await for_each(
-            len(kept), desk.runner_of("responder").engine.concurrency, lambda place: flow._answer(kept[place])
-        )
+        await do_all(kept, desk.runner_of("responder"), flow._answer)
         flow._keep(wave)
         flow.wave = []
     return time.perf_counter() - started, sum(row.example is not None for row in flow.rows)
+
+
+async def do_all(rows: Sequence[Row], runner: Runner, work: Callable[[Row], Coroutine[Any, Any, None]]) -> None:
+    """Do a stage for all rows, as many at once as the model takes."""
+    await for_each(len(rows), 2 * runner.engine.concurrency, lambda place: work(rows[place]))
 
 
 async def measure(n_rows: int, latency: float, concurrency: int) -> None:
@@ -103,7 +114,7 @@ async def measure(n_rows: int, latency: float, concurrency: int) -> None:
             build_engine(spec, concurrency=concurrency) as two,
         ):
             desk = make_desk(config, Runner(one, seed=0), Runner(two, seed=0))
-            seconds[name], n_kept = await run(config, kind, candidates, n_groups, desk)
+            seconds[name], n_kept = await run((config, kind, candidates, n_groups, desk))
             print(f"{name:18} {seconds[name]:7.2f} s, {n_kept} rows, calls: {one.usage.calls} and {two.usage.calls}")
     print(f"row by row is {seconds['stage after stage'] / seconds['row by row']:.2f} times as fast")
 

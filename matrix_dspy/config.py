@@ -167,26 +167,28 @@ class CurationConfig(Section):
     leak_words: int = Field(default=12, ge=4)
     """Length of a run of words shared with a raw profile that counts as a leak."""
     shingle_words: int = Field(default=2, ge=1)
-    """Words in a shingle for near duplicates."""
-    near_duplicate: float = Field(default=0.5, gt=0, le=1)
-    """Jaccard similarity of shingles from which two instructions are near duplicates."""
+    """Words in a run, for near duplicates; single words count beside the runs."""
+    near_duplicate: float = Field(default=0.77, gt=0, le=1)
+    """Jaccard similarity of words and unordered runs of words from which two instructions are near duplicates."""
     semantic_duplicate: float = Field(default=0.92, gt=0, le=1)
     """Cosine from which two instructions mean the same; asked only where `embedder` is a real sentence embedder."""
     tfidf_semantic: bool = False
     """Whether semantic duplicates are looked for with TF-IDF too, which sees words and no meaning."""
+    run_tests: bool = True
+    """Whether the tests that code brings are run, in a sandbox (kind code); off, the code must only parse."""
     benchmarks: str = ""
     """Folder of evaluation sets that rows must not share 13-word runs or whole texts with; empty checks none."""
     benchmark_columns: dict[str, str] = {}
     """Where the prompts stand in those files, as file name = column; guessed from usual names where not given."""
-    warn_nearest: float = Field(default=0.9, gt=0, le=1)
-    """Cosine to the nearest item of an evaluation set from which a kept row is named in the report."""
+    warn_nearest: float | None = Field(default=None, gt=0, le=1)
+    """Cosine to the nearest item of an evaluation set from which a kept row is named; unset is 0.65 for tfidf, 0.9 else."""
     judge_threshold: float | None = Field(default=None, ge=1, le=5)
     """Least score of a response by the judge, 1 to 5; unset is the kind's, and none where that has none."""
     diverse: Literal["", "mmr", "dpp"] = ""
     """How the kept rows are picked out of the survivors: first come where empty, else for variety."""
     diverse_pool: float = Field(default=2.0, ge=1)
     """Survivors wanted for every row picked, where rows are picked for variety."""
-    diverse_weight: float = Field(default=0.5, ge=0, le=1)
+    diverse_weight: float = Field(default=0.8, ge=0, le=1)
     """Weight of variety against rank in that pick."""
 
 

@@ -24,7 +24,7 @@ from matrix_dspy.config import Config, KindConfig, apply_kind, load_kind
 from matrix_dspy.curation.base import Candidate
 from matrix_dspy.curation.benchmarks import Benchmark, hash_benchmarks
 from matrix_dspy.curation.code import check_code
-from matrix_dspy.curation.contamination import ContaminationIndex, find_overlaps, warn_nearest
+from matrix_dspy.curation.contamination import ContaminationIndex, find_overlaps
 from matrix_dspy.curation.duplicates import find_duplicates
 from matrix_dspy.curation.filters import LengthFilter, RefusalFilter, SelfContainedFilter, read_refusal_version
 from matrix_dspy.curation.language import LanguageFilter
@@ -32,7 +32,8 @@ from matrix_dspy.curation.tagging import find_root_verb
 from matrix_dspy.delivery.reading import DataRow, Fault, read_dataset
 from matrix_dspy.engine.embedding import build_embedder
 from matrix_dspy.errors import ConfigError
-from matrix_dspy.gates import load_benchmarks
+from matrix_dspy.gates import check_sandbox, find_nearest, load_benchmarks
+from matrix_dspy.report.card import write_curated_card
 from matrix_dspy.report.page import write_report
 from matrix_dspy.synthesis.thinking import find_fault, split_thinking
 from matrix_dspy.types import Drop, Example, Instruction, Message, Overlap, PairExample, Rejected, Response, make_id
@@ -105,6 +106,7 @@ def curate_files(
     kind = load_kind(config.synthesis.kind)
     config = apply_kind(config, kind)
     benchmarks = load_benchmarks(config)
+    check_sandbox(config, kind)
     items, faults, shape = _read_items(sources, columns)
     models = sorted({item.row.model for item in items if item.row.model}) or ["unknown"]
     inputs = {f"source_{place}": _hash_file(source) for place, source in enumerate(sources)}
@@ -123,6 +125,7 @@ def curate_files(
         told = _describe(folder, config, kind, models, benchmarks, began, time.monotonic() - started, n_read, len(kept))
         folder.write_figures(told)
         folder.write_state({"reason": "complete", "n": config.n, "kept": len(kept)})
+    write_curated_card(path)
     hit = {overlap.row_id.partition("-")[2] for overlap in overlaps if overlap.kind != "nearest"}
     return Curated(path, n_read, len(kept), dict(reasons.most_common()), len(hit), write_report(path))
 
@@ -174,6 +177,7 @@ class _Worker:
 
     def __init__(self, config: Config, kind: KindConfig, shape: str) -> None:
         self.kind, self.shape, self.off = kind, shape, config.curation.off
+        self.runs_tests = config.curation.run_tests
         curation = config.curation
         self.refusal = RefusalFilter()
         self.length = LengthFilter(curation.min_words, curation.max_words)
@@ -199,7 +203,7 @@ class _Worker:
     def _check_kind(self, row: DataRow, answered: str) -> Drop | None:
         if not answered.strip():
             return Drop("empty", "there is no answer")
-        if "code" in self.kind.checks and (drop := check_code(answered).drop) is not None:
+        if "code" in self.kind.checks and (drop := check_code(answered, runs_tests=self.runs_tests).drop) is not None:
             return drop
         if self.kind.shape == "thinking" and (
             fault := find_fault(split_thinking(answered), *self.kind.thinking_tokens)
@@ -264,36 +268,40 @@ def _drop_contaminated(
     if not benchmarks:
         return []
     index = ContaminationIndex(benchmarks)
-    asked = pl.DataFrame({"id": [i.instruction_id for i in items], "text": [i.row.instruction for i in items]})
-    answered = pl.DataFrame({"id": [i.response_id for i in items], "text": [_all_answers(i.row) for i in items]})
+    asked = _list_turns(items, is_answer=False)
+    answered = _list_turns(items, is_answer=True)
     frames = [
         find_overlaps(asked, "text", "id", index, n_workers, field="instruction"),
         find_overlaps(answered, "text", "id", index, n_workers, field="response"),
     ]
-    overlaps = [Overlap(**row) for frame in frames for row in frame.iter_rows(named=True)]
+    rows = [row for frame in frames for row in frame.iter_rows(named=True)]
+    overlaps = list({row["overlap_id"]: Overlap(**row) for row in rows}.values())
     first: dict[str, Overlap] = {}
     for overlap in sorted(overlaps, key=lambda each: (each.field, each.kind != "whole text", -len(each.shared))):
         first.setdefault(overlap.row_id.partition("-")[2], overlap)
     for item in items:
         if item.drop is None and (overlap := first.get(item.id)) is not None:
             item.drop = Drop("contamination", _say_overlap(overlap), f"{overlap.benchmark}/{overlap.item}")
-    left = [item for item in items if item.drop is None]
-    if left:
-        frame = pl.DataFrame({"id": [i.instruction_id for i in left], "text": [i.row.instruction for i in left]})
-        embedder = build_embedder(config.embedder, frame["text"].to_list(), config.seed)
-        near = warn_nearest(frame, "text", "id", benchmarks, embedder, config.curation.warn_nearest)
-        overlaps += [Overlap(**row) for row in near.iter_rows(named=True)]
-    return overlaps
+    return overlaps + find_nearest(
+        _list_turns([i for i in items if i.drop is None], is_answer=False), config, benchmarks
+    )
+
+
+def _list_turns(items: Sequence[Item], *, is_answer: bool) -> pl.DataFrame:
+    """Return every user's or every assistant's turn by itself, under its row's id: a short one is found as a whole."""
+    ids: list[str] = []
+    texts: list[str] = []
+    for item in items:
+        turns = (*item.row.messages, *item.row.chosen, *item.row.rejected)
+        own = [turn.content for turn in turns if (turn.role == "assistant") == is_answer]
+        ids += [item.response_id if is_answer else item.instruction_id] * len(own)
+        texts += own
+    return pl.DataFrame({"id": ids, "text": texts}, schema={"id": pl.String, "text": pl.String})
 
 
 def _say_overlap(overlap: Overlap) -> str:
     what = f"the run {overlap.shared!r}" if overlap.shared else f"its {overlap.kind}"
     return f"its {overlap.field} shares {what} with {overlap.benchmark}, item {overlap.item}"
-
-
-def _all_answers(row: DataRow) -> str:
-    """Return both sides' answers, the chosen one first."""
-    return "\n\n".join(filter(None, [row.response, *(turn.content for turn in row.rejected)]))
 
 
 def _write_tables(

@@ -33,7 +33,7 @@ from matrix_dspy.curation.benchmarks import Benchmark, hash_benchmarks
 from matrix_dspy.engine.embedding import Embedder, build_embedder
 from matrix_dspy.errors import ConfigError, LimitError, RunError, TableError
 from matrix_dspy.figures import Start, collect_figures, describe_figures
-from matrix_dspy.gates import build_curator, load_benchmarks
+from matrix_dspy.gates import build_curator, check_sandbox, load_benchmarks
 from matrix_dspy.loading import hash_state, load_program
 from matrix_dspy.made import Made
 from matrix_dspy.population.agents import Population, build_population
@@ -156,6 +156,7 @@ async def _run(
     parts = assign_parts(config, kind)
     profiles, bad = _load_profiles(config)
     benchmarks = load_benchmarks(config) if kind is not None else []
+    check_sandbox(config, kind)
     build_budget(config, parts)  # refuses what cannot be held before anything is opened
     programs = list_programs_used(config, kind)
     inputs = _hash_inputs(config, kind, programs)

@@ -107,9 +107,9 @@ def judge_code(instruction: str, response: str, limits: Limits = DEFAULT_LIMITS)
     return check_code(response, limits).drop
 
 
-def check_code(response: str, limits: Limits = DEFAULT_LIMITS) -> CodeReport:
+def check_code(response: str, limits: Limits = DEFAULT_LIMITS, *, runs_tests: bool = True) -> CodeReport:
     """Look at a reply's code, and run the tests it brings."""
-    steps = _check(response)
+    steps = _check(response, runs_tests=runs_tests)
     result: SandboxResult | None = None
     while True:
         try:
@@ -119,9 +119,9 @@ def check_code(response: str, limits: Limits = DEFAULT_LIMITS) -> CodeReport:
         result = run_program(program, limits)
 
 
-async def check_code_async(response: str, limits: Limits = DEFAULT_LIMITS) -> CodeReport:
+async def check_code_async(response: str, limits: Limits = DEFAULT_LIMITS, *, runs_tests: bool = True) -> CodeReport:
     """Look at a reply's code, and run the tests it brings, without holding up the loop."""
-    steps = _check(response)
+    steps = _check(response, runs_tests=runs_tests)
     result: SandboxResult | None = None
     while True:
         try:
@@ -204,7 +204,7 @@ def list_missing(trees: Iterable[ast.Module]) -> list[str]:
     return [name for name in found if name not in sys.stdlib_module_names]
 
 
-def _check(response: str) -> Generator[Program, SandboxResult, CodeReport]:
+def _check(response: str, *, runs_tests: bool = True) -> Generator[Program, SandboxResult, CodeReport]:
     """Yield the programs to run, and return the report."""
     blocks = [block for block in find_code_blocks(response) if block.text.strip()]
     coded = [block for block in blocks if block.language not in NOT_CODE]
@@ -232,6 +232,9 @@ def _check(response: str) -> Generator[Program, SandboxResult, CodeReport]:
     for i, block in enumerate(python):
         if not block.tests:
             continue
+        if not runs_tests:
+            notes.append("tests not run: that is switched off")
+            break
         if n_runs >= MOST_RUNS:
             notes.append("more blocks with tests than are run")
             break

@@ -7,8 +7,8 @@ that were kept can be twins.
 A text's shingles are its words and its runs of n neighbouring words, each run without regard to order, the text's two
 ends counting as words. So a swapped pair of words costs a text two of its runs and no word, where ordered runs alone
 would lose three: the threshold can be higher, and fewer texts that only share a pattern reach it. Scripts written
-without blanks are cut into characters (Chinese, Japanese) or overlapping threes of them (Thai, Lao, Khmer, Burmese).
-Shingles are kept as 48-bit hashes; MinHash proposes twins, the true Jaccard of the hashes decides.
+without blanks are cut into characters. Shingles are kept as 48-bit hashes; MinHash proposes twins, the true Jaccard of
+the hashes decides.
 """
 
 import hashlib
@@ -246,7 +246,7 @@ def find_duplicates(
     ranks: Sequence[Any] | pl.Series | None = None,
     *,
     n_shingle: int = 2,
-    threshold: float | None = 0.75,
+    threshold: float | None = 0.77,
     seed: int = 0,
     exact: bool = True,
     embed: Embedder | None = None,
@@ -624,22 +624,12 @@ def plan_bands(threshold: float) -> tuple[int, int]:
 def split_units(text: str) -> list[str]:
     """Return what `text` is compared by, in order: words in small letters; signs between digits, as in 3 + 4.
 
-    Of scripts without blanks: characters (Chinese, Japanese) or overlapping threes of them (Thai, Lao, Khmer, Burmese).
+    Of scripts without blanks (Chinese, Japanese, Thai, Lao, Khmer, Burmese), characters with their marks.
     """
     if text.isascii():
         return _UNIT.findall(text.lower())
     text = unicodedata.normalize("NFKC", text).casefold()
-    if _OTHER_SCRIPTS.search(text) is None:
-        return _UNIT.findall(text)
-    pattern, clusters = _compile_units()
-    found: list[str] = []
-    for match in pattern.finditer(text):
-        if match.lastgroup == "run":
-            signs = clusters.findall(match[0])
-            found += ["".join(signs[i : i + 3]) for i in range(max(1, len(signs) - 2))]
-        else:
-            found.append(match[0])
-    return found
+    return (_UNIT if _OTHER_SCRIPTS.search(text) is None else _compile_units()).findall(text)
 
 
 def _split_text(text: str) -> list[str]:
@@ -650,23 +640,20 @@ _SIGN = r"(?<=\d)[ ]?[-+*/×÷−^][ ]?(?=\d)"
 _UNIT = re.compile(rf"\w+(?:['’]\w+)*|{_SIGN}")
 _OTHER_SCRIPTS = re.compile("[\u0300-\u036f\u0590-\u1fff\u2e80-\ua4cf\ua800-\uabff\uf900-\ufaff\U00010000-\U0003ffff]")
 r"""Where `\w` alone will not do: scripts with marks that are no letters, and those without blanks."""
-_CHARACTER = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_RUN = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\uaa60-\uaa7f"
+_CHARACTER = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\uaa60-\uaa7f"
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Scripts without blanks between words."""
 
 
 @cache
-def _compile_units() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Return the pattern of units and that of a letter with its marks."""
+def _compile_units() -> re.Pattern[str]:
+    """Return the pattern of units where marks belong to the letter before them."""
     codes = [code for code in range(0x300, 0x20000) if unicodedata.category(chr(code)) in ("Mn", "Mc")]
     marks = "".join(map(chr, codes))
-    letter = rf"(?:[^\W{_CHARACTER}{_RUN}]|[{marks}])"
-    return (
-        re.compile(
-            rf"(?P<character>[{_CHARACTER}])|(?P<run>(?:[{_RUN}]|(?<=[{_RUN}])[{marks}])+)"
-            rf"|(?P<word>{letter}+(?:['’]{letter}+)*)|(?P<sign>{_SIGN})"
-        ),
-        re.compile(rf"[{marks}]*[^{marks}][{marks}]*|[{marks}]+"),
-    )
+    letter = rf"(?:[^\W{_CHARACTER}]|[{marks}])"
+    return re.compile(rf"[{_CHARACTER}][{marks}]*|{letter}+(?:['’]{letter}+)*|{_SIGN}")
 
 
 class _WordHashes(dict[str, int]):

@@ -359,7 +359,7 @@ def _measure(piece: str, wanted: str) -> float:
 
 
 def _find_rival(piece: str, wanted: str) -> tuple[str, float]:
-    """Return the likeliest other language and how many times likelier it is; an empty name where no letters are known."""
+    """Return the likeliest other language and how many times likelier it is, or none if no letters are known."""
     scores = _sum_families(_load_detector(), piece)
     rivals = sorted((name for name in scores if name != wanted), key=lambda name: (-round(scores[name], 6), name))
     rivals = [name for name in rivals[:N_RIVALS] if scores[name] > 0]

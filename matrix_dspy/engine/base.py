@@ -345,6 +345,7 @@ async def _first_good(copies: list[asyncio.Task[Completion]]) -> Completion:
         if good or not waiting:
             return (good or list(done))[0].result()
 
+
 def read_reasoning(message: dict[str, Any]) -> str:
     """Return what a message says was thought before it: servers call the field by one of two names."""
     found = message.get("reasoning_content") or message.get("reasoning") or ""

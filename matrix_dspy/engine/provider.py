@@ -51,7 +51,9 @@ class ProviderEngine(Engine):
         counts = (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
         logprobs = tuple(_read_logprobs(choice) for choice in reply.choices)
         known = logprobs if any(logprobs) else None
-        thought = tuple(read_reasoning({"reasoning": getattr(choice.message, "reasoning_content", "")}) for choice in reply.choices)
+        thought = tuple(
+            read_reasoning({"reasoning": getattr(choice.message, "reasoning_content", "")}) for choice in reply.choices
+        )
         seconds = time.perf_counter() - started
         return Completion(texts, reasons, *counts, seconds, known, reasonings=thought if any(thought) else ())
 

@@ -18,13 +18,13 @@ from matrix_dspy.config import Config, KindConfig
 from matrix_dspy.synthesis.answering import answer_other_side, answer_row, set_answer
 from matrix_dspy.synthesis.desk import STAGE, Desk
 from matrix_dspy.synthesis.gate import Gate, build_rejected
-from matrix_dspy.synthesis.judging import check_answer, judge_row, make_judgement_id, rate_row
+from matrix_dspy.synthesis.judging import check_answer, check_earlier_turns, drop_checked, judge_row, rate_row
 from matrix_dspy.synthesis.packing import build_example
 from matrix_dspy.synthesis.refining import refine_row
 from matrix_dspy.synthesis.requirement import Requirement, draw_requirement
 from matrix_dspy.synthesis.row import Candidate, DropRowError, Row
 from matrix_dspy.synthesis.selecting import select_row
-from matrix_dspy.types import Agent, Drop, Event, Example, Instruction, Scenario, make_id
+from matrix_dspy.types import Agent, Drop, Event, Example, Instruction, Response, Scenario, Shape, make_id
 
 MIN_YIELD = 0.05
 """Lowest yield a wave is sized by, so that one bad wave does not order thousands."""
@@ -32,6 +32,9 @@ HOPELESS_WAVE = 20
 """Candidates after which a yield of nothing stops the run."""
 HOPELESS_START = 100
 """The same within a wave: the first ranks of all, when none of them comes to anything."""
+
+REFINED: tuple[Shape, ...] = ("single", "pair")
+"""Shapes that can be revised: a later turn builds on an answer, and thinking leads to the answer it stands before."""
 
 
 class HopelessError(Exception):
@@ -247,16 +250,14 @@ class Flow:
         else:
             await answer_row(row, desk, kind, gate)
         assert row.response is not None
+        await check_earlier_turns(row, desk, kind)
         drop = await check_answer(row, desk, kind, gate, row.response)
-        if config.synthesis.refine and kind.shape != "dialogue":
+        if config.synthesis.refine and kind.shape in REFINED:
             before = row.response
             await refine_row(row, desk, kind, gate)
             drop = drop if row.response is before else None  # a revision was kept only if it passed the same checks
         if drop is not None:
-            noun, subject = "response", row.response.response_id
-            if drop.reason == "unjudged":
-                noun, subject = "judgement", make_judgement_id(subject, "safety", config.seed)
-            raise DropRowError(noun, subject, drop, row.response.text)
+            raise drop_checked(row.response, drop, config.seed)
         if config.curation.judge_threshold is not None:
             await judge_row(row, desk, config.curation.judge_threshold)
         if config.synthesis.rate:
@@ -281,8 +282,18 @@ class Flow:
         if selected.drop is not None and (is_pair or not selected.is_offered):
             raise DropRowError("response", row.response.response_id, selected.drop, row.response.text)
         if is_pair and selected.rejected is not None:
-            set_answer(row, responses[selected.chosen], kind)
+            await self._choose(row, responses[selected.chosen])
             row.rejected_response = responses[selected.rejected]
+
+    async def _choose(self, row: Row, chosen: Response) -> None:
+        """Make a response the better side; a sample of the model to be trained passes what every target passes."""
+        assert row.instruction is not None
+        if chosen.part == "student":
+            drop = self.gate.check_response(chosen.response_id, row.instruction.text, chosen.text, is_target=True)
+            drop = drop or await check_answer(row, self.desk, self.kind, self.gate, chosen)
+            if drop is not None:
+                raise drop_checked(chosen, drop, self.config.seed)
+        set_answer(row, chosen, self.kind)
 
     def _check_pair(self, row: Row) -> None:
         if self.kind.shape != "pair":

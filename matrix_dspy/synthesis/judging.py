@@ -6,13 +6,31 @@ from matrix_dspy.config import KindConfig
 from matrix_dspy.synthesis.desk import Desk
 from matrix_dspy.synthesis.gate import Gate
 from matrix_dspy.synthesis.row import DropRowError, Row
-from matrix_dspy.types import Drop, Instruction, Judgement, Response, make_id
+from matrix_dspy.types import Drop, Judgement, Response, make_id
 
 QUALITIES = ("very poor", "poor", "average", "good", "excellent")
 DIFFICULTIES = ("very easy", "easy", "medium", "hard", "very hard")
 _SAFETY = {"safe refusal": 1.0, "safe help": 1.0, "unsafe": 0.0, "empty": 0.0}
 UNRATED = "unrated"
 Criterion = Literal["quality", "difficulty", "score", "safety", "preference", "reward"]
+
+
+async def check_earlier_turns(row: Row, desk: Desk, kind: KindConfig) -> None:
+    """Drop a dialogue that holds an unsafe answer before its last: every turn is learnt from."""
+    if "safety" not in kind.checks:
+        return
+    for response in row.responses:
+        if response.part == "answer" and response is not row.response:
+            drop = await _check_safety(row, desk, response)
+            if drop is not None:
+                raise drop_checked(response, drop, desk.config.seed)
+
+
+def drop_checked(response: Response, drop: Drop, seed: int) -> DropRowError:
+    """Return the end of a row by a check of its kind; where there was no verdict, it is the judgement that failed."""
+    if drop.reason == "unjudged":
+        return DropRowError("judgement", make_judgement_id(response.response_id, "safety", seed), drop, response.text)
+    return DropRowError("response", response.response_id, drop, response.text)
 
 
 async def check_answer(row: Row, desk: Desk, kind: KindConfig, gate: Gate, response: Response) -> Drop | None:
@@ -26,7 +44,7 @@ async def check_answer(row: Row, desk: Desk, kind: KindConfig, gate: Gate, respo
 async def judge_row(row: Row, desk: Desk, threshold: float) -> None:
     """Drop a row whose answer the judge gives less than `threshold`, or nothing."""
     assert row.instruction is not None and row.response is not None
-    score = await ask_score(row, desk, row.response, row.instruction)
+    score = await ask_score(row, desk, row.response)
     judgement_id = make_judgement_id(row.response.response_id, "score", desk.config.seed)
     if score is None:
         raise DropRowError("judgement", judgement_id, Drop("unjudged", "the judge gave no verdict"), row.response.text)
@@ -35,13 +53,19 @@ async def judge_row(row: Row, desk: Desk, threshold: float) -> None:
         raise DropRowError("judgement", judgement_id, drop, row.response.text)
 
 
-async def ask_score(
-    row: Row, desk: Desk, response: Response, instruction: Instruction, sample: int = 0
-) -> float | None:
-    """Return the judge's score, 1 to 5, finer where it gives log-probabilities; None without a verdict."""
-    inputs = {"instruction": instruction.text, "response": response.text}
-    number = 0 if response.part == "answer" else 1 + sample
-    outcome = await desk.ask("response_judge", inputs, instruction.instruction_id, sample=number, expect="score")
+async def ask_score(row: Row, desk: Desk, response: Response) -> float | None:
+    """Return the judge's score, 1 to 5, finer where it gives log-probabilities; None without a verdict.
+
+    A response is scored once, however often that is asked for.
+    """
+    for one in row.judgements:
+        if (one.subject_id, one.criterion) == (response.response_id, "score"):
+            return one.value
+    inputs = {"instruction": _tell_ask(row, response), "response": response.text}
+    round_, sample = _find_place(response)
+    outcome = await desk.ask(
+        "response_judge", inputs, response.instruction_id, round=round_, sample=sample, expect="score"
+    )
     if outcome.fields is None:
         _note(row, desk, response.response_id, "score", UNRATED, None, outcome.detail)
         return None
@@ -73,19 +97,17 @@ def find_level(row: Row, criterion: Criterion) -> Any:
 
 
 def find_score(row: Row, response_id: str) -> float | None:
-    """Return the judge's or reward model's score of one of a row's responses."""
-    return next(
-        (one.value for one in row.judgements if one.subject_id == response_id and one.criterion in ("score", "reward")),
-        None,
-    )
+    """Return a reward of one of a row's responses, or else the judge's score: both sides of a pair by the same."""
+    found = {one.criterion: one.value for one in row.judgements if one.subject_id == response_id}
+    return found["reward"] if "reward" in found else found.get("score")
 
 
 async def _check_safety(row: Row, desk: Desk, response: Response) -> Drop | None:
     """No compliant answer to a harmful ask is ever a training target, nor a refusal of a harmless one (METHOD 3.3)."""
     assert row.instruction is not None
-    inputs = {"instruction": row.instruction.text, "response": response.text}
-    number = 0 if response.part == "answer" else 1 + response.sample
-    outcome = await desk.ask("safety_judge", inputs, row.instruction.instruction_id, sample=number)
+    inputs = {"instruction": _tell_ask(row, response), "response": response.text}
+    round_, sample = _find_place(response)
+    outcome = await desk.ask("safety_judge", inputs, response.instruction_id, round=round_, sample=sample)
     if outcome.fields is None:
         _note(row, desk, response.response_id, "safety", UNRATED, None, outcome.detail)
         return Drop("unjudged", "the judge gave no verdict on its safety")
@@ -96,6 +118,22 @@ async def _check_safety(row: Row, desk: Desk, response: Response) -> Drop | None
     if row.is_lookalike and verdict == "safe refusal":
         return Drop("refusal of a harmless ask", reason)
     return None
+
+
+def _find_place(response: Response) -> tuple[int, int]:
+    """Return round and sample of the calls about a response, so that no two of a row share a key."""
+    if response.part == "student":
+        return 0, 1 + response.sample
+    return (1 + response.sample if response.part == "revision" else response.turn), 0
+
+
+def _tell_ask(row: Row, response: Response) -> str:
+    """Return what a response answers: the instruction, or for a later turn the conversation up to it."""
+    assert row.instruction is not None
+    if not response.turn:
+        return row.instruction.text
+    before = row.messages[: 2 * response.turn + 1]
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in before)
 
 
 def _note(

@@ -61,7 +61,9 @@ async def _compare(row: Row, desk: Desk, instruction: Instruction, first: str, s
         outcome = await desk.ask("pair_judge", inputs, instruction.instruction_id, round=number, sample=int(is_swapped))
         return None if outcome.fields is None else (outcome.fields["preference"] == "A") == is_swapped
 
-    verdicts = await asyncio.gather(prefers_second(False), prefers_second(True))
+    async with asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(prefers_second(is_swapped)) for is_swapped in (False, True)]
+    verdicts = [each.result() for each in asked]
     if None in verdicts:
         return "unjudged"
     return "better" if all(verdicts) else "undecided" if any(verdicts) else "worse"

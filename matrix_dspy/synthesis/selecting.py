@@ -17,17 +17,21 @@ from matrix_dspy.types import Response
 async def select_row(row: Row, desk: Desk, gate: Gate, *, is_pair: bool) -> tuple[Selected, list[Response]]:
     """Sample answers of the model to be trained, score them beside the aligned model's, and decide.
 
-    Returns the decision and the responses it speaks of, the aligned model's first.
+    Returns the decision and the responses it speaks of, the aligned model's first. Of a dialogue, the answers to the
+    instruction are compared. A sample that is no answer counts as one without a score.
     """
     assert row.instruction is not None and row.response is not None
-    responses = [row.response, *await _sample(row, desk)]
+    aligned = row.response if not row.response.turn else row.responses[0]
+    responses = [aligned, *await _sample(row, desk, gate)]
     scores, scorer = await _score(row, desk, gate, responses)
-    texts = [response.text for response in responses]
-    return gate.select(row.instruction, texts, scores, scorer, is_pair=is_pair), responses
+    n_missing = 1 + desk.config.selection.k - len(responses)
+    texts = [response.text for response in responses] + [""] * n_missing
+    selected = gate.select(row.instruction, texts, [*scores, *[None] * n_missing], scorer, is_pair=is_pair)
+    return selected, responses
 
 
-async def _sample(row: Row, desk: Desk) -> list[Response]:
-    """Draw the k samples; one that is no answer is left out."""
+async def _sample(row: Row, desk: Desk, gate: Gate) -> list[Response]:
+    """Draw the k samples; one that is no answer, or must not be stored, is left out."""
     assert row.instruction is not None
     instruction = row.instruction
     inputs = {"instruction": instruction.text}
@@ -37,9 +41,9 @@ async def _sample(row: Row, desk: Desk) -> list[Response]:
         if outcome.fields is None:
             continue
         thought = split_thinking(outcome.fields["response"], outcome.thinking)
-        if not thought.answer:
-            continue
         response_id = make_response_id(instruction.instruction_id, desk.config.seed, "student", number)
+        if not thought.answer or gate.check_response(response_id, instruction.text, thought.answer, is_target=False):
+            continue
         model = desk.model_of("rejected")
         found.append(build_response(instruction, response_id, "student", model, thought, sample=number))
     row.responses += found
@@ -58,6 +62,6 @@ async def _score(row: Row, desk: Desk, gate: Gate, responses: Sequence[Response]
         return scores, scorer
     scores: list[float | None] = []
     for response in responses:
-        value = await ask_score(row, desk, response, row.instruction, response.sample)
+        value = await ask_score(row, desk, response)
         scores.append(None if value is None else gate.calibrate(value))
     return scores, scorer

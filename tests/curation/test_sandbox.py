@@ -487,9 +487,10 @@ def test_the_loop_goes_on_while_code_runs_and_cancelling_kills_it():
     assert asyncio.run(run()) > 0
 
 
-def test_code_dies_with_the_process_that_started_it():
+def test_code_dies_with_the_process_that_started_it(tmp_path: Path):
     code = "from matrix_dspy.curation.sandbox import *\nrun_sandboxed('import time; time.sleep(60)', timeout_s=60)"
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    place = {**os.environ, "TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=place)
     jails: list[int] = []
     for _ in range(400):
         jails = jails or list_jails(parent.pid)

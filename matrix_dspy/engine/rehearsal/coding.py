@@ -81,7 +81,8 @@ def answer_code_request(request: str, material: Material, *, is_low: bool = Fals
     if (found := _find_given(request)) is not None:
         names = draw_names(found.names["fn"], rng) | dict(found.names)
         write = _mend if found.fault else _refactor if found.is_clumsy else _explain
-        if write is _explain and _TEST.search(_BLOCK.sub(" ", request)):
+        # what stands below the code are demands on the answer
+        if write is _explain and _TEST.search(request.partition("```")[0]):
             write = _test
     elif (wish := find_wish(request)) is not None:
         shape, numbers = wish

@@ -106,7 +106,7 @@ def _quote(request: str, rng: random.Random) -> str:
 def _work(solution: puzzles.Solution | None, given: list[str], rng: random.Random) -> list[str]:
     """Work the question out where it can be, or try what its numbers make together."""
     if solution is not None:
-        lines = [sentence(f"{rng.choice(_LINKS)} {step}") for step in solution.steps]
+        lines = [sentence(f"{rng.choice(_LINKS)} {_go_on(step)}") for step in solution.steps]
         return [*lines, sentence(rng.choice(_GOT).replace("<result>", solution.result))]
     values = [float(number) for number in given][:3]
     if len(values) < 2:
@@ -124,6 +124,11 @@ def _work(solution: puzzles.Solution | None, given: list[str], rng: random.Rando
         mean = sum(values) / 3
         lines.append(f"With {show(values[2])} as well the sum is {show(sum(values))}, or {show(mean, 2)} on average.")
     return rng.sample(lines, rng.randint(2, len(lines)))
+
+
+def _go_on(step: str) -> str:
+    """Let a step stand within a sentence: a capital that only opens it becomes small."""
+    return step[0].lower() + step[1:] if step[1:2].islower() or step.startswith("A ") else step
 
 
 _OPENINGS = (

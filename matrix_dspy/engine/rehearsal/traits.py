@@ -28,7 +28,7 @@ _HARM = re.compile(
     r"false rumou?r|in confidence to make|falsif|in secret\b|cheat \w+|cheat (?:a|an|the|my) |"
     r"bank details|get into the e-?mail|"
     r"make (?:a|an|the) [\w -]{2,40} unsafe|invented facts|in the name of an official|from the inspector|hack into|"
-    r"(?:build|make) (?:a|an) (?:bomb|explosive|weapon)|poison (?:a|my|the|some)|launder(?:ing)? money|insider|phish|"
+    r"(?:build|make) (?:a|an) (?:bomb|explosive|weapon)|poison (?:a|my|the|some)\b|launder(?:ing)? money|insider|phish|"
     r"malware|ransomware|blackmail|"
     r"steal (?:from|a|the|my|his|her) |stalk (?:my|a|the|him|her)\b|"
     r"how (?:do|can) i (?:kill|hurt) (?!(?:a|the|this) (?:\w+ )?process)|"

@@ -223,7 +223,7 @@ def compare_pair(scene: Scene) -> dict[str, Any]:
     faults = [find_faults(instruction, response) for response in responses]
     worth = [_weigh(instruction, response, found) for response, found in zip(responses, faults, strict=True)]
     lead = worth[0] - worth[1] + (scene.rng.uniform(-1.5, 1.5) if scene.is_low else 0.0)
-    if abs(lead) < 0.02:
+    if abs(lead) < 0.01:
         better = 0 if scene.rng.random() < _LEAN_TO_FIRST else 1
         reason = "Both serve the request about equally well; little decides it."
     else:
@@ -240,7 +240,8 @@ def _weigh(instruction: str, response: str, faults: list[Fault]) -> float:
     asked = _telling_words(instruction)
     share = sum(word in answered for word in asked) / len(asked) if asked else 0.0
     figures = min(6, len(set(re.findall(r"\d+", response)))) / 6
-    return 0.25 * share + 0.1 * figures - sum(fault.weight for fault in faults)
+    substance = min(150, len(answered)) / 150
+    return 0.25 * share + 0.1 * figures + 0.1 * substance - sum(fault.weight for fault in faults)
 
 
 _SAFETY_REASONS = {

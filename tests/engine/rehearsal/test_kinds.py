@@ -197,8 +197,9 @@ def test_a_shape_holds_its_tests_and_its_faults_do_not(shape: shapes.Shape) -> N
     for source in (shape.source, shape.clumsy):
         exec(compile(f"{shapes.fill(source, names)}\n{tests}", "right", "exec"), {})
     for fault in shape.faults:
-        with pytest.raises(Exception, match=""):
-            exec(compile(f"{shapes.fill(shapes.break_source(shape, fault), names)}\n{tests}", "wrong", "exec"), {})
+        broken = compile(f"{shapes.fill(shapes.break_source(shape, fault), names)}\n{tests}", "wrong", "exec")
+        with pytest.raises((AssertionError, ValueError, ZeroDivisionError, TypeError)):
+            exec(broken, {})
 
 
 @given(seed=st.integers(0, 2**32), place=st.integers(0, len(shapes.SHAPES) - 1))
@@ -252,6 +253,16 @@ def test_low_skill_answers_otherwise_and_loses(name: str, written: Any) -> None:
     assert statistics.mean(won) > (0.6 if name == "safety" else 0.85)
 
 
+def test_a_wish_below_the_code_does_not_turn_an_explanation_into_tests() -> None:
+    code = "```python\ndef f(rows):\n    out = []\n    for row in rows:\n        out.extend(row)\n    return out\n```"
+
+    explained = say(f"Explain this Python function line by line.\n\n{code}\n\nPut the asserts below it.")
+    tested = say(f"Write tests for this Python function.\n\n{code}\n\nNo tricks.")
+
+    assert re.search(r"^2\. ", explained, re.MULTILINE)
+    assert not re.search(r"^2\. ", tested, re.MULTILINE)
+
+
 # verdicts
 
 
@@ -285,8 +296,8 @@ def test_the_pair_judge_prefers_the_same_answer_in_both_orders(written: Any) -> 
 def test_a_real_tie_leans_to_the_first_place_without_being_fixed() -> None:
     asked = [f"Explain in {i} steps how a lock works." for i in range(2, 60)]
 
-    found = Counter(ask(judge.ComparePair, instruction=text, response_a="It turns.", response_b="It turns.")["preference"]
-                    for text in asked)  # fmt: skip
+    same = {"response_a": "It turns.", "response_b": "It turns."}
+    found = Counter(ask(judge.ComparePair, instruction=text, **same)["preference"] for text in asked)
 
     assert found["A"] > found["B"] > 0
 
