@@ -181,7 +181,7 @@ class CurationConfig(Section):
     benchmark_columns: dict[str, str] = {}
     """Where the prompts stand in those files, as file name = column; guessed from usual names where not given."""
     warn_nearest: float | None = Field(default=None, gt=0, le=1)
-    """Cosine to the nearest item of an evaluation set from which a kept row is named; unset is 0.65 for tfidf, 0.9 else."""
+    """Cosine to the nearest item of an evaluation set from which a row is named; unset is 0.65 for tfidf, else 0.9."""
     judge_threshold: float | None = Field(default=None, ge=1, le=5)
     """Least score of a response by the judge, 1 to 5; unset is the kind's, and none where that has none."""
     diverse: Literal["", "mmr", "dpp"] = ""
@@ -291,6 +291,8 @@ class OperationConfig(Section):
     """Workers on the cluster; unset is one a GPU for vllm: and one a machine else."""
     data_parallel: int = Field(default=1, ge=1)
     """Copies of the model that an in-process vLLM spreads over the GPUs of this machine."""
+    plots: bool = True
+    """Whether the card comes with plots, about two seconds' work."""
     keep_prompts: bool = False
     """Whether prompts are journaled in full, not only as hashes."""
     trace_share: float = Field(default=0.0, ge=0, le=1)

@@ -1,5 +1,6 @@
 """How a run went, in numbers: for the card, and as `figures.json` for reports."""
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +12,7 @@ from matrix_dspy.config import Config, KindConfig
 from matrix_dspy.crew import Member, Part, is_rehearsal, name_models
 from matrix_dspy.curation.filters import read_refusal_version
 from matrix_dspy.curation.selection import describe_selection
-from matrix_dspy.loading import hash_prompt, load_program
 from matrix_dspy.made import Made
-from matrix_dspy.report.card import Figures
 from matrix_dspy.report.estimate import Estimate, compare_estimate
 from matrix_dspy.synthesis.desk import find_part
 
@@ -33,7 +32,8 @@ class Start:
     estimate: Estimate | None
 
 
-def collect_figures(
+def describe_figures(
+    command: str,
     config: Config,
     kind: KindConfig | None,
     name: str,
@@ -41,103 +41,64 @@ def collect_figures(
     crew: Mapping[Part, Member],
     progress: Progress,
     start: Start,
-    seconds: float,
+    hashes: Mapping[str, str],
     reason: str,
     n_kept: int,
     cache: tuple[int, int] | None,
-) -> Figures:
-    """Gather what the card tells of a run."""
-    population, main = made.population, crew["main"]
-    return Figures(
-        config=config,
-        kind=kind,
-        name=name,
-        model=main.engine.model,
-        reason=reason,
-        began=start.began,
-        seconds=seconds,
-        n_kept=n_kept,
-        n_calls=progress.n_calls,
-        n_replayed=progress.n_replayed,
-        prompt_tokens=progress.prompt_tokens,
-        completion_tokens=progress.completion_tokens,
-        cached_tokens=progress.cached_tokens,
-        prefix_cache=_subtract(cache, start.cache),
-        total_cost=_sum_cost(crew, progress),
-        tallies=progress.by_program,
-        usage=main.engine.usage,
-        has_schemas=main.has_schemas,
-        estimate=start.estimate if start.estimate is not None and start.estimate.n == config.n else None,
-        profiles=population.profiles if population else [],
-        n_read=len(made.profiles),
-        n_agents=len(population.agents) if population else 0,
-        groups=made.groups,
-        scenarios=[closed.scenario for closed in made.closed],
-        events=[event for closed in made.closed for event in closed.events],
-        n_candidates=len(made.rows),
-        examples=made.examples,
-        instructions=[row.instruction for row in made.rows if row.example and row.instruction],
-        rejected=made.rejected,
-    )
-
-
-def describe_figures(
-    figures: Figures,
-    command: str,
-    made: Made,
-    crew: Mapping[Part, Member],
-    programs: Mapping[str, str],
     *,
     is_final: bool,
 ) -> dict[str, Any]:
-    """Return what `figures.json` holds; `programs` are the variants used, by name."""
-    models = name_models(crew)
+    """Return what `figures.json` holds; `hashes` are those of the rendered prompts of the programs used."""
+    models, cost = name_models(crew), _sum_cost(crew, progress)
+    seconds = time.monotonic() - start.clock
     return {
         "command": command,
-        "name": figures.name,
-        "describe": figures.kind.describe if figures.kind else "",
-        "model": figures.model,
+        "name": name,
+        "describe": kind.describe if kind else "",
+        "model": models["main"],
         "models": models,
-        "reason": figures.reason,
+        "reason": reason,
         "is_final": is_final,
-        "began": figures.began.astimezone(UTC).isoformat(timespec="seconds"),
-        "seconds": round(figures.seconds, 3),
-        "n_wanted": figures.config.n,
-        "n_kept": figures.n_kept,
-        "n_candidates": figures.n_candidates,
-        "n_profiles_read": figures.n_read,
-        "n_calls": figures.n_calls,
-        "n_replayed": figures.n_replayed,
-        "prompt_tokens": figures.prompt_tokens,
-        "completion_tokens": figures.completion_tokens,
-        "cached_tokens": figures.cached_tokens,
-        "prefix_cache": figures.prefix_cache,
-        "cost": figures.total_cost,
+        "began": start.began.astimezone(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "n_wanted": config.n,
+        "n_kept": n_kept,
+        "n_candidates": len(made.rows),
+        "n_profiles_read": len(made.profiles),
+        "n_calls": progress.n_calls,
+        "n_replayed": progress.n_replayed,
+        "prompt_tokens": progress.prompt_tokens,
+        "completion_tokens": progress.completion_tokens,
+        "cached_tokens": progress.cached_tokens,
+        "prefix_cache": _subtract(cache, start.cache),
+        "cost": cost,
         "programs": {
-            name: {
+            program: {
                 "calls": tally.calls,
                 "prompt_tokens": tally.prompt_tokens,
                 "completion_tokens": tally.completion_tokens,
                 "seconds": round(tally.seconds, 3),
                 "cost": tally.cost,
-                "model": models.get(find_part(name), figures.model),
+                "model": models.get(find_part(program), models["main"]),
             }
-            for name, tally in figures.tallies.items()
+            for program, tally in progress.by_program.items()
         },
-        "program_hashes": {name: hash_prompt(load_program(name, variant))[:16] for name, variant in programs.items()},
-        "estimate": _compare(figures),
-        "estimate_basis": figures.estimate.basis if figures.estimate else "",
+        "program_hashes": dict(hashes),
+        "estimate": _compare(start.estimate, config, progress, seconds, cost),
+        "estimate_basis": start.estimate.basis if start.estimate else "",
         "benchmarks": _describe_benchmarks(made),
-        "refinement": _describe_refinement(figures, made),
+        "refinement": _describe_refinement(progress, made, cost),
         "selection": _describe_selection(made),
         "refusal_version": read_refusal_version(),
     }
 
 
-def _compare(figures: Figures) -> list[dict[str, Any]]:
-    if figures.estimate is None:
+def _compare(
+    estimate: Estimate | None, config: Config, progress: Progress, seconds: float, cost: float | None
+) -> list[dict[str, Any]]:
+    """Set the estimate beside what the run became; empty where none was made for as many rows."""
+    if estimate is None or estimate.n != config.n:
         return []
-    rows = compare_estimate(figures.estimate, figures.tallies, figures.seconds, figures.total_cost)
     return [
         {
             "what": row.what,
@@ -147,8 +108,8 @@ def _compare(figures: Figures) -> list[dict[str, Any]]:
             "actual": row.actual,
             "difference": row.difference,
         }
-        for row in rows
-        if row.what != "seconds" or not figures.n_replayed
+        for row in compare_estimate(estimate, progress.by_program, seconds, cost)
+        if row.what != "seconds" or not progress.n_replayed  # the time of earlier starts is not known
     ]
 
 
@@ -160,12 +121,12 @@ def _describe_benchmarks(made: Made) -> list[dict[str, Any]]:
     ]
 
 
-def _describe_refinement(figures: Figures, made: Made) -> dict[str, Any] | None:
+def _describe_refinement(progress: Progress, made: Made, cost: float | None) -> dict[str, Any] | None:
     """Say what critique and revision brought and what they took."""
     critiques = [critique for row in made.rows for critique in row.critiques]
     if not critiques:
         return None
-    tallies = [figures.tallies[name] for name in REFINERS if name in figures.tallies]
+    tallies = [progress.by_program[name] for name in REFINERS if name in progress.by_program]
     verdicts = Counter(critique.verdict for critique in critiques)
     n_compared = sum(verdicts[verdict] for verdict in ("better", "worse", "undecided"))
     return {
@@ -175,7 +136,7 @@ def _describe_refinement(figures: Figures, made: Made) -> dict[str, Any] | None:
         "kept_share": verdicts["better"] / n_compared if n_compared else None,
         "calls": sum(tally.calls for tally in tallies),
         "tokens": sum(tally.prompt_tokens + tally.completion_tokens for tally in tallies),
-        "cost": sum(tally.cost for tally in tallies) if figures.total_cost is not None else None,
+        "cost": sum(tally.cost for tally in tallies) if cost is not None else None,
     }
 
 

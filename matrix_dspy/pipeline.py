@@ -32,13 +32,13 @@ from matrix_dspy.curation import rewarding
 from matrix_dspy.curation.benchmarks import Benchmark, hash_benchmarks
 from matrix_dspy.engine.embedding import Embedder, build_embedder
 from matrix_dspy.errors import ConfigError, LimitError, RunError, TableError
-from matrix_dspy.figures import Start, collect_figures, describe_figures
+from matrix_dspy.figures import Start, describe_figures
 from matrix_dspy.gates import build_curator, check_sandbox, load_benchmarks
-from matrix_dspy.loading import hash_state, load_program
+from matrix_dspy.loading import hash_prompt, hash_state, load_program
 from matrix_dspy.made import Made
 from matrix_dspy.population.agents import Population, build_population
 from matrix_dspy.population.reading import read_profiles
-from matrix_dspy.report.card import write_card
+from matrix_dspy.report.card import Source, write_card
 from matrix_dspy.report.estimate import FILE as ESTIMATE_FILE
 from matrix_dspy.report.estimate import read_estimate
 from matrix_dspy.simulation.society import Society, form_groups
@@ -203,7 +203,8 @@ class _Teller:
     """Writes down how far a run is: tables, data set, figures and card."""
 
     def __init__(self, command: str, job: "_Job", start: Start, programs: Mapping[str, str]) -> None:
-        self.command, self.job, self.start, self.programs = command, job, start, programs
+        self.command, self.job, self.start = command, job, start
+        self.hashes = {name: hash_prompt(load_program(name, variant))[:16] for name, variant in programs.items()}
 
     async def refresh(self) -> None:
         """Write every `refresh_s` seconds for as long as the run goes on."""
@@ -230,17 +231,17 @@ class _Teller:
 
     async def _tell(self, reason: str, *, is_final: bool, n_kept: int | None = None) -> None:
         job = self.job
-        seconds = time.monotonic() - self.start.clock
         cache = await job.crew["main"].engine.read_prefix_cache()
         if n_kept is None:
             n_kept = job.made.write(job.folder, job.kind)
-        figures = collect_figures(
-            job.config, job.kind, job.folder.path.name, job.made, job.crew, job.runner.progress, self.start, seconds,
-            reason or "the run is still going on", n_kept, cache,
+        told = describe_figures(
+            self.command, job.config, job.kind, job.folder.path.name, job.made, job.crew, job.runner.progress,
+            self.start, self.hashes, reason, n_kept, cache, is_final=is_final,
         )  # fmt: skip
-        told = describe_figures(figures, self.command, job.made, job.crew, self.programs, is_final=is_final)
         job.folder.write_figures(told)
-        await asyncio.to_thread(write_card, job.folder, figures, self.command)
+        main = job.crew["main"]
+        source = Source(job.config, job.kind.name if job.kind else "", main.engine.usage, main.has_schemas)
+        await asyncio.to_thread(write_card, job.folder.path, source, self.command)
 
 
 class _Job:

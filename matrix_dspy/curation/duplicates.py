@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -65,6 +65,7 @@ _EDGE = np.uint64(0x9E3779B97F4A7C15)
 # ---- filters: one candidate after the other
 
 
+@runtime_checkable
 class Forgetful(Protocol):
     """A filter that can be told that a row it let pass was dropped by a later one."""
 

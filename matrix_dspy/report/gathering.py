@@ -469,7 +469,7 @@ def _count_steps(records: Records, *, has_rows: bool) -> tuple[tuple[Step, ...],
     off = set(_dig(records.identity, "curation", "off") or ())
     for reason in FILTER_ORDER[len(UNUSABLE) :]:
         is_asked = reason not in off and reason.removeprefix("not ") not in off
-        is_rare = reason in ("semantic duplicate", "contamination", "language")
+        is_rare = reason in ("semantic duplicate", "contamination")
         if early.get(reason) or (is_asked and not is_rare) or (reason == "contamination" and records.told.benchmarks):
             drop(name_step(reason), early.pop(reason, 0), explain(reason))
     for reason, count in _in_order(early):
@@ -478,7 +478,7 @@ def _count_steps(records: Records, *, has_rows: bool) -> tuple[tuple[Step, ...],
         drop(f"answer: {name_step(reason)}", count, explain(reason))
     for reason, count in _in_order(late):
         if reason != LAST:
-            drop(f"row: {name_step(reason)}", count, explain(reason))
+            drop(name_step(reason), count, explain(reason))
     if n_surplus := late.get(LAST, 0):
         drop(name_step(LAST), n_surplus, explain(LAST))
     if n_open := left - len(records.rows):

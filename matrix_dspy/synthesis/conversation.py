@@ -29,7 +29,8 @@ _CLOSING = frozenset(_CLOSING_TEXT.split())
 """How a clause begins that says thanks or goodbye, or what the person is going to do."""
 _ASSISTANT = re.compile(
     r"^\W*(?:assistant|user|human|ai|me|you|system)\s*:"
-    r"|^\W*(?:certainly|sure|of course|absolutely)(?:!|\W+(?:i(?:'d| would) be|i can (?:help|explain|write)|happy to)\b)"
+    r"|^\W*(?:certainly|sure|of course|absolutely)"
+    r"(?:!|\W+(?:i(?:'d| would) be|i can (?:help|explain|write)|happy to)\b)"
     r"|^\W*(?:(?:certainly|sure|of course|absolutely)\W+)?here(?:'s| is| are) (?:a|an|the|some|your)\b"
     r"|^\W*(?:i'd be happy|i would be happy|happy to help)\b"
     r"|\bas an ai\b(?! \w+er\b)|\bhow can i (?:help|assist) you\b|\bhope this helps\b"

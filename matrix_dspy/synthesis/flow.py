@@ -164,17 +164,25 @@ class Flow:
         """Write, filter in rank order, answer; a row is answered as soon as all earlier ranks are written."""
         is_written = [False] * len(wave)
         frontier = 0
-        answers: list[asyncio.Task[None]] = []
+        is_over = False
+
+        async def answer(row: Row) -> None:
+            nonlocal is_over
+            try:
+                await self._answer(row)
+            except BaseException:
+                is_over = True  # the group takes no more tasks from here on
+                raise
 
         async def write(position: int) -> None:
             nonlocal frontier
             await self._write(wave[position])
             is_written[position] = True
-            while frontier < len(wave) and is_written[frontier]:
+            while frontier < len(wave) and is_written[frontier] and not is_over:
                 row = wave[frontier]
                 frontier += 1
                 if self._check_instruction(row):
-                    answers.append(tasks.create_task(self._answer(row)))
+                    tasks.create_task(answer(row))
                 else:
                     self._look_for_hope()
 
@@ -247,6 +255,7 @@ class Flow:
         desk, kind, gate, config = self.desk, self.kind, self.gate, self.config
         if kind.shape == "pair" and not config.selection.on:
             await _gather(answer_row(row, desk, kind, gate), answer_other_side(row, desk, kind, gate))
+            row.responses.sort(key=lambda response: response.part)  # whichever came first
         else:
             await answer_row(row, desk, kind, gate)
         assert row.response is not None

@@ -1,18 +1,16 @@
 """The dataset card and its plots."""
 
+import json
 import logging
 import re
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from matrix_dspy.bulk.folder import RunFolder
-from matrix_dspy.bulk.progress import Tally
-from matrix_dspy.config import load_kind, load_recipe
+from matrix_dspy.config import load_recipe
 from matrix_dspy.engine.base import Usage
-from matrix_dspy.report.card import Figures, build_told, write_card, write_curated_card
+from matrix_dspy.report.card import Source, write_card, write_curated_card
 from matrix_dspy.report.charts import Chart, Series, build_charts
 from matrix_dspy.report.gathering import gather
 from matrix_dspy.report.plots import SHOWN, plot, write_plots
@@ -21,17 +19,17 @@ from tests.report.folders import dropped, example, open_folder, pair, write_rows
 HOSTILE = "x`](javascript:alert(1)) | <script>alert(1)</script>\n# heading\n--- $\\frac$ \u202e"
 
 
-def figures_of(n: int, **changes: Any) -> Figures:
-    """Return figures of a run of `n` rows."""
+def tell(path: Path, n: int, command: str = "generate", **changes: Any) -> Path:
+    """Write `figures.json` of a run of `n` rows, then its card."""
     values: dict[str, Any] = {
-        "config": load_recipe("tiny", {"n": n}), "kind": load_kind("sft"), "name": "run", "model": "some-model",
-        "reason": "complete", "began": datetime(2026, 1, 2, tzinfo=UTC), "seconds": 1.0, "n_kept": n, "n_calls": 3,
-        "n_replayed": 0, "prompt_tokens": 10, "completion_tokens": 5, "cached_tokens": 0, "prefix_cache": None,
-        "total_cost": 0.5, "tallies": {"responder": Tally(calls=3, prompt_tokens=10)}, "usage": Usage(),
-        "has_schemas": False, "estimate": None, "profiles": [], "n_read": 2, "n_agents": 2, "groups": [],
-        "scenarios": [], "events": [], "n_candidates": n + 1, "examples": [], "instructions": [], "rejected": [],
+        "command": command, "name": "run", "describe": "rows", "model": "some-model", "models": {"main": "some-model"},
+        "reason": "complete", "is_final": True, "began": "2026-01-02T00:00:00+00:00", "seconds": 1.0, "n_wanted": n,
+        "n_kept": n, "n_calls": 3, "n_replayed": 0, "prompt_tokens": 10, "completion_tokens": 5, "cost": 0.5,
+        "programs": {"responder": {"calls": 3, "prompt_tokens": 10}}, "n_profiles_read": 2, "n_candidates": n + 1,
     }  # fmt: skip
-    return Figures(**{**values, **changes})
+    kind = changes.pop("kind", "sft")
+    (path / "figures.json").write_text(json.dumps({**values, **changes}), "utf-8")
+    return write_card(path, Source(load_recipe("tiny", {"n": n}), kind, Usage(), False), command)
 
 
 @pytest.fixture
@@ -46,10 +44,10 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_the_card_tells_the_figures_of_the_page(run: Path):
-    write_card(RunFolder(run), figures_of(4), "generate")
+    tell(run, 4)
 
     card = (run / "README.md").read_text("utf-8")
-    for step in gather(run, build_told(figures_of(4), "generate"), has_diversity=False).steps:
+    for step in gather(run, has_diversity=False).steps:
         assert f"| {step.name} | {step.n_left} | {step.n_dropped or ''} |" in card
     assert "| instruction | refusal | 1 |" in card
     assert "By the known price all calls cost 0.5 dollars" in card
@@ -57,7 +55,7 @@ def test_the_card_tells_the_figures_of_the_page(run: Path):
 
 
 def test_tables_of_the_cards_stand_apart_from_what_is_around_them(run: Path):
-    write_card(RunFolder(run), figures_of(4), "generate")
+    tell(run, 4)
     cards = [(run / "README.md").read_text("utf-8"), write_curated_card(run).read_text("utf-8")]
 
     for card in cards:
@@ -71,7 +69,7 @@ def test_tables_of_the_cards_stand_apart_from_what_is_around_them(run: Path):
 
 
 def test_every_plot_of_the_card_is_there(run: Path):
-    write_card(RunFolder(run), figures_of(4), "generate")
+    tell(run, 4)
 
     named = re.findall(r"!\[[^\]]+\]\((plots/[a-z-]+\.png)\)", (run / "README.md").read_text("utf-8"))
     assert {Path(name).stem for name in named} == set(SHOWN) - {"difficulty", "scores"}
@@ -82,7 +80,7 @@ def test_every_plot_of_the_card_is_there(run: Path):
 def test_the_head_of_the_card_is_what_the_hub_reads(run: Path):
     from huggingface_hub import DatasetCard
 
-    write_card(RunFolder(run), figures_of(4), "generate")
+    tell(run, 4)
 
     data = DatasetCard.load(run / "README.md").data.to_dict()
     assert data["configs"] == [{"config_name": "default", "data_files": "dataset/sft.parquet"}]
@@ -97,7 +95,7 @@ def test_the_card_of_pairs_shows_both_sides(tmp_path: Path):
     write_set(path, rows, "dpo")
     write_society(path, rows)
 
-    write_card(RunFolder(path), figures_of(1), "generate")
+    tell(path, 1)
 
     card = (path / "README.md").read_text("utf-8")
     assert "- preference\n" in card
@@ -118,14 +116,12 @@ def test_a_folder_of_curate_has_a_card_too(tmp_path: Path):
     assert "| no exact duplicate | 2 | 1 |" in card
 
 
-def test_what_the_figures_file_says_goes_before_what_the_card_is_given(run: Path):
-    (run / "figures.json").write_text('{"n_calls": 77, "cost": [1], "benchmarks": [{"name": "exam", "items": 4}]}')
-
-    write_card(RunFolder(run), figures_of(4), "generate")
+def test_what_is_unreadable_in_the_figures_file_is_left_out(run: Path):
+    tell(run, 4, n_calls=77, cost=[1], benchmarks=[{"name": "exam", "items": 4}])
 
     card = (run / "README.md").read_text("utf-8")
     assert "77 sent in the last start" in card
-    assert "all calls cost 0.5 dollars" in card
+    assert "dollars" not in card
     assert "| exam | 4 | text |" in card
 
 
@@ -135,9 +131,8 @@ def test_hostile_text_stays_text_in_the_card(tmp_path: Path):
     write_set(path, rows)
     write_society(path, rows, HOSTILE)
     write_rows(path, "rejected", [dropped(1, HOSTILE, detail=HOSTILE)])
-    kind = load_kind("sft").model_copy(update={"name": 'a"\nlicense: mit', "describe": HOSTILE})
 
-    write_card(RunFolder(path), figures_of(1, name=HOSTILE, model=HOSTILE, kind=kind), "generate")
+    tell(path, 1, "generate", name=HOSTILE, model=HOSTILE, describe=HOSTILE, kind='a"\nlicense: mit')
 
     card = (path / "README.md").read_text("utf-8")
     outside = [line for line in card.splitlines() if not line.startswith("    ")]

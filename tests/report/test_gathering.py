@@ -46,7 +46,7 @@ def test_the_funnel_loses_at_each_step_what_the_reasons_say(run: Path):
     lost = {step.name: step.n_dropped for step in gathered.steps if step.n_dropped}
     assert lost == {
         "request written": 1, "no leak of raw profiles": 1, "no refusal": 1, "right length": 1, "no near duplicate": 2,
-        "not in evaluation sets": 1, "answer: no refusal": 1, "row: not 'odd'": 1, "not surplus": 1,
+        "not in evaluation sets": 1, "answer: no refusal": 1, "not 'odd'": 1, "not surplus": 1,
     }  # fmt: skip
     left = [step.n_left for step in gathered.steps]
     assert left == sorted(left, reverse=True)
@@ -57,7 +57,8 @@ def test_the_funnel_loses_at_each_step_what_the_reasons_say(run: Path):
 def test_filters_stand_in_the_order_in_which_they_are_asked(run: Path):
     names = [step.name for step in gather(run).steps]
 
-    order = ["request written", "no leak of raw profiles", "no refusal", "right length", "self-contained"]
+    order = ["request written", "no leak of raw profiles", "no refusal", "right length", "right language"]
+    order += ["self-contained"]
     order += ["no exact duplicate", "no near duplicate", "not in evaluation sets", "answer: no refusal", "not surplus"]
     assert [name for name in names if name in order] == order
     assert names[-1] == "kept"

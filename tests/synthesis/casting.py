@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from matrix_dspy.bulk.budget import Budget
@@ -155,15 +156,15 @@ class Cast:
         **dials: Any,
     ) -> None:
         able = {**RULES, **(rules or {})}
-        by_part = {part: able for part in DESK_PARTS} | {"rejected": {"responder": rejected}}
+        by_part = dict.fromkeys(DESK_PARTS, able) | {"rejected": {"responder": rejected}}
         self.engines = {part: PartEngine(part, own, **dials) for part, own in by_part.items()}
         self.budget, self.journal, self.progress = budget or Budget(), journal, Progress()
 
     def seat(self, config: Config, kind: KindConfig) -> Desk:
         """Return the desk at which the cast works."""
+        first = Runner(self.engines["writer"], self.journal, config.seed, self.progress, self.budget)
         runners: dict[Part, Runner] = {
-            part: Runner(self.engines[part], self.journal, config.seed, self.progress, self.budget)
-            for part in DESK_PARTS
+            part: replace(first, engine=self.engines[part], _in_words=set()) for part in DESK_PARTS
         }
         return Desk(config, runners, kind.programs)
 

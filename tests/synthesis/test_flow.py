@@ -2,22 +2,25 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from matrix_dspy.bulk.budget import Budget
+from matrix_dspy.bulk.journal import Journal
 from matrix_dspy.bulk.runner import Runner
 from matrix_dspy.config import Config, SynthesisConfig, load_kind
 from matrix_dspy.engine.base import Completion, Request
 from matrix_dspy.errors import LimitError
-from matrix_dspy.synthesis.flow import HOPELESS_WAVE, MIN_YIELD, Flow, build_candidates
-from matrix_dspy.synthesis.row import Candidate, Row
-from matrix_dspy.types import Drop, Event, Example
+from matrix_dspy.synthesis.flow import HOPELESS_START, HOPELESS_WAVE, MIN_YIELD, Flow, build_candidates
+from matrix_dspy.synthesis.row import Row
+from matrix_dspy.types import Drop, Example
+from tests.synthesis.casting import NAMES, Cast, Play, make_candidates, make_events, make_kind
 from tests.toys import Call, Rule, ToyEngine, ToyGate, hash_number, make_agent, make_desk, make_scenario
 
 KIND = load_kind("sft")
-NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva")
 
 
 def unrated(**changes: Any) -> SynthesisConfig:
@@ -46,27 +49,6 @@ class TwinGate(ToyGate):
     def __init__(self) -> None:
         super().__init__()
         self.seen: dict[str, str] = {}
-
-
-def make_candidates(n: int, config: Config, groups: str = "abcdefghijklmnopqrst", first: int = 0) -> list[Candidate]:
-    """Return candidates of one agent each, groups taking turns."""
-    agents = {agent.agent_id: agent for agent in map(make_agent, NAMES)}
-    scenarios = [
-        make_scenario(number // len(groups), groups[number % len(groups)], (f"agent-{NAMES[number % 5].lower()}",))
-        for number in range(first, first + n)
-    ]
-    return build_candidates(scenarios, make_events(scenarios), agents, {}, config, KIND.name)
-
-
-def make_events(scenarios: Sequence[Any]) -> dict[str, Event]:
-    return {
-        event_id: Event(
-            event_id=event_id, scenario_id=scenario.scenario_id, group_id=scenario.group_id, agent_id=agent_id, round=1,
-            kind="act", plan_step="walk", action=f"{agent_id} did {event_id}.", is_step_done=False,
-        )
-        for scenario in scenarios
-        for event_id, agent_id in zip(scenario.event_ids, scenario.agent_ids, strict=True)
-    }  # fmt: skip
 
 
 class Work:
@@ -446,3 +428,247 @@ def test_a_limit_on_calls_leaves_no_instruction_behind_that_no_filter_has_seen()
         asyncio.run(flow.fill())
 
     assert {row.candidate.instruction_id for row in flow.rows if row.instruction} <= set(gate.asked)
+
+
+def read_rows(work: Play) -> list[Any]:
+    """Return everything a run would write of its rows."""
+    return [
+        (r.rank, r.instruction, r.messages, r.responses, r.critiques, r.judgements, r.example, r.control, r.rejected)
+        for r in work.rows
+    ]
+
+
+@pytest.mark.parametrize("width", [1, 3, 16, 64])
+def test_a_large_first_wave_ends_when_its_first_ranks_have_all_come_to_nothing(width: int):
+    """Whatever was on its way besides is not recorded: how far that came depends on timing."""
+    cast = Cast({"responder": lambda call: " "}, latency_s=0.001, concurrency=width, shuffle=width)
+    work = Play(KIND, 1000, 1000, cast=cast).run()
+
+    assert work.flow.is_hopeless
+    assert [row.rank for row in work.rows] == list(range(HOPELESS_START))
+    assert work.reasons == {"empty": HOPELESS_START}
+    assert len(cast.asked("responder")) < 400
+
+
+def test_the_rows_recorded_of_a_hopeless_wave_are_the_same_at_any_concurrency():
+    def run(width: int) -> Play:
+        gate = ToyGate(is_bad, drop_response=lambda text: True)
+        return Play(KIND, 500, 500, cast=Cast(latency_s=0.001, concurrency=width, shuffle=width), gate=gate).run()
+
+    works = [run(width) for width in (1, 5, 64)]
+
+    assert set(works[0].reasons) == {"bad instruction", "bad response"}
+    assert len(works[0].rows) == HOPELESS_START
+    assert all(read_rows(work) == read_rows(works[0]) for work in works)
+
+
+def test_one_good_row_among_the_first_ranks_is_hope_enough():
+    gate = ToyGate(lambda text: "matter t-004" not in text)  # rank 99
+    work = Play(KIND, 300, 300, gate=gate).run()
+
+    assert work.kept == [HOPELESS_START - 1]
+    assert len(work.rows) == 300
+
+
+def test_a_small_first_wave_is_done_to_its_end_however_hopeless():
+    work = Play(KIND, HOPELESS_START, 300, gate=ToyGate(lambda text: True)).run()
+
+    assert len(work.rows) == HOPELESS_START and work.flow.is_hopeless
+
+
+def test_a_later_wave_is_done_to_its_end_however_hopeless():
+    work = Play(KIND, 150, 900, gate=ToyGate(lambda text: "-000-" not in text and "-001-" not in text)).run()
+
+    assert len(work.kept) == 40
+    assert len(work.rows) == 900
+
+
+class PickyGate(ToyGate):
+    """Takes rows for variety in an order that follows nothing but their ids."""
+
+    def __init__(self, *gates: Any) -> None:
+        super().__init__(*gates)
+        self.pools: list[list[str]] = []
+
+    def pick_diverse(self, ids: Sequence[str], texts: Sequence[str]) -> list[str]:
+        self.pools.append(list(ids))
+        return sorted(ids, key=hash_number)
+
+
+def pick(n: int, n_candidates: int, groups: str = "abcdefghijklmnopqrst", share: float = 1.0, **options: Any) -> Play:
+    gate = PickyGate(is_bad)
+    curation = {"diverse": "mmr", "diverse_pool": 2.0}
+    work = Play(KIND, n, n_candidates, gate=gate, groups=groups, curation=curation, **options)
+    work.flow.config = work.flow.config.model_copy(
+        update={"synthesis": work.config.synthesis.model_copy(update={"group_share": share})}
+    )
+    return work.run()
+
+
+def test_rows_are_picked_for_variety_out_of_a_pool_of_survivors():
+    work = pick(20, 200)
+
+    assert isinstance(work.gate, PickyGate)
+    ((pool,),) = [work.gate.pools]
+    assert len(pool) == 40
+    kept = [row.candidate.instruction_id for row in work.rows if row.example]
+    assert set(kept) == set(sorted(pool, key=hash_number)[:20])
+    assert work.reasons["less diverse"] == 20
+    assert work.flow.n_missing == work.flow.wanted - 20
+    assert all((row.example is None) != (row.rejected is None) for row in work.rows)
+
+
+def test_a_pick_for_variety_does_not_depend_on_the_order_of_arrival():
+    works = [
+        pick(15, 150, cast=Cast(latency_s=0.002, shuffle=shuffle, concurrency=1 + 20 * shuffle)) for shuffle in range(3)
+    ]
+
+    assert all(read_rows(work) == read_rows(works[0]) for work in works)
+
+
+def test_a_pick_for_variety_leaves_no_group_more_than_its_share():
+    work = pick(20, 400, "abcdefghij", share=0.05)
+
+    by_group = Counter(row.example.group_id for row in work.rows if row.example)
+    assert sum(by_group.values()) == 20
+    assert max(by_group.values()) <= 4
+
+
+def test_where_the_share_leaves_too_few_the_pick_is_filled_from_the_rest():
+    work = pick(20, 60, "abc", share=0.05)
+
+    by_group = Counter(row.example.group_id for row in work.rows if row.example)
+    assert sum(by_group.values()) == 20
+    assert max(by_group.values()) <= 13
+
+
+def test_with_fewer_survivors_than_wanted_all_are_kept():
+    work = pick(30, 30)
+
+    assert isinstance(work.gate, PickyGate)
+    assert work.gate.pools == []
+    assert work.reasons["less diverse"] == 0 < len(work.kept) < 30
+
+
+def unsteady(call: Call) -> Any:
+    """Ask on, badly at times: once so that asking again helps, once so that it does not."""
+    number = hash_number(call.fields["dialogue"])
+    if number % 7 == 0 or (number % 3 == 0 and not call.n_again):
+        return {"follow_up": "Thanks!"}
+    return {"follow_up": f"Why is that so for point {number % 97}?"}
+
+
+def judge_by_length(call: Call) -> dict[str, Any]:
+    return {"reason": "So.", "score": 1 + len(call.fields["response"]) % 5}
+
+
+def prefer_by_hash(call: Call) -> dict[str, Any]:
+    a, b = (hash_number(call.fields[name]) % 3 for name in ("response_a", "response_b"))
+    return {"reason": "So.", "preference": "A" if a >= b else "B"}
+
+
+SHAKY: dict[str, Any] = {
+    "follow_up_writer": unsteady,
+    "responder": lambda call: "" if hash_number(call.asked) % 9 == 0 else f"Like this: {call.asked}",
+    "response_judge": judge_by_length,
+    "pair_judge": prefer_by_hash,
+    "critic": lambda call: {
+        "critique": "No faults found." if hash_number(call.fields["response"]) % 4 == 0 else "It lacks a figure."
+    },
+}
+"""A cast with every fault, whose answers follow from what it is asked."""
+KINDS = {
+    "single": (KIND, {}),
+    "pair": (make_kind("dpo", judge_threshold=2), {}),
+    "dialogue": (make_kind("multiturn", checks=("safety",)), {}),
+    "selected pairs": (make_kind("dpo"), {"selection": {"on": True, "k": 3}}),
+}
+
+
+class HashGate(ToyGate):
+    """Scores by the text alone."""
+
+    async def score(self, instruction: str, texts: Sequence[str], answer: str) -> list[float | None]:
+        return [hash_number(text) % 5 / 4 for text in texts]
+
+
+def play_shaky(shape: str, width: int = 8, n: int = 16, **cast: Any) -> Play:
+    kind, options = KINDS[shape]
+    playing = Cast(SHAKY, vary_by_seed, concurrency=width, latency_s=0.001, shuffle=width, **cast)
+    gate = HashGate(lambda text: is_bad(text, 8), lambda text: is_bad(text, 11))
+    return Play(kind, n, 80, cast=playing, gate=gate, rate=True, synthesis={"refine": 2}, **options)
+
+
+def vary_by_seed(call: Call) -> str:
+    return f"Way {call.request.sampling.seed}."
+
+
+@pytest.mark.parametrize("shape", KINDS)
+def test_every_shape_gives_the_same_rows_at_any_concurrency(shape: str):
+    works = [play_shaky(shape, width).run() for width in (1, 4, 64)]
+
+    assert len(works[0].kept) == 16
+    assert len(set(works[0].reasons)) >= 2
+    for work in works[1:]:
+        assert read_rows(work) == read_rows(works[0])
+        assert [row.rank for row in work.flow.draw_control()] == [row.rank for row in works[0].flow.draw_control()]
+
+
+def read_keys(folder: Path) -> list[str]:
+    return [orjson.loads(line)["key"] for line in (folder / "main.jsonl").read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("shape", KINDS)
+def test_a_finished_flow_is_replayed_from_its_journal_without_a_call(shape: str, tmp_path: Path):
+    first = play_shaky(shape, journal=Journal(tmp_path)).run()
+    again = play_shaky(shape, 3, journal=Journal(tmp_path)).run()
+
+    assert first.cast.n_calls > 100
+    assert again.cast.n_calls == 0
+    assert read_rows(again) == read_rows(first)
+    assert len(set(read_keys(tmp_path))) == first.cast.n_calls
+
+
+@pytest.mark.parametrize("shape", KINDS)
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_flow_stopped_by_its_limit_goes_on_to_the_same_rows_and_pays_nothing_twice(
+    shape: str, share: float, tmp_path: Path
+):
+    """The limit falls in the middle of answers, pairs, dialogues and rounds."""
+    whole = play_shaky(shape).run()
+    limit = int(share * whole.cast.n_calls)
+    stopped = play_shaky(shape, 5, journal=Journal(tmp_path), budget=Budget(limit))
+    with pytest.raises(LimitError, match=f"limit of {limit} calls"):
+        asyncio.run(stopped.flow.fill())
+
+    assert stopped.cast.n_calls == len(read_keys(tmp_path)) == limit
+    assert stopped.cast.progress.in_flight == 0
+    finished = [(row.rank, row.example) for row in stopped.rows if row.example]
+    assert set(finished) <= {(row.rank, row.example) for row in whole.rows if row.example} | {
+        (row.rank, row.example) for row in stopped.rows if row.rank not in whole.kept
+    }
+
+    done = play_shaky(shape, 32, journal=Journal(tmp_path)).run()
+    keys = read_keys(tmp_path)
+    assert read_rows(done) == read_rows(whole)
+    assert len(keys) == len(set(keys)) == limit + done.cast.n_calls
+    assert len(keys) == whole.cast.n_calls
+
+
+@pytest.mark.parametrize("shape", KINDS)
+def test_no_two_calls_of_a_flow_share_a_key(shape: str, tmp_path: Path):
+    work = play_shaky(shape, journal=Journal(tmp_path)).run()
+
+    keys = read_keys(tmp_path)
+    assert len(keys) == len(set(keys)) == work.cast.n_calls
+
+
+def test_a_row_that_a_limit_stopped_is_neither_kept_nor_rejected():
+    stopped = play_shaky("dialogue", budget=Budget(60))
+    with pytest.raises(LimitError):
+        asyncio.run(stopped.flow.fill())
+
+    halfway = [row for row in stopped.rows if row.example is None and row.rejected is None]
+    assert halfway
+    assert len(stopped.rows) == 16
+    assert all(row.rejected is None or row.example is None for row in stopped.rows)
