@@ -460,7 +460,10 @@ def curate(
     ] = None,
     benchmarks: BenchmarksOption = None,
     language: Annotated[str, typer.Option(help="The language rows must be in.")] = "English",
-    kind: Annotated[str, typer.Option(help="Kind whose checks are asked: a shipped name or a TOML file.")] = "sft",
+    kind: Annotated[
+        str | None,
+        typer.Option(help="Kind whose checks are asked: a name or a TOML file. Default: sft, and dpo for pairs."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: the cores of this machine.")] = None,
     settings: SetOption = None,
 ) -> None:
@@ -863,8 +866,9 @@ def _say_result(command: str, config: "Config", result: "Result") -> None:
     else:
         typer.echo(f"{result.n_kept:,} of {result.n_wanted:,} {unit}: {result.path}")
     if command == "generate":
-        kind = Path(config.synthesis.kind).stem
-        typer.echo(f"data set: {result.path}/dataset/{kind}.parquet and .jsonl")
+        from matrix_dspy.config import load_kind
+
+        typer.echo(f"data set: {result.path}/dataset/{load_kind(config.synthesis.kind).name}.parquet and .jsonl")
     typer.echo(f"card:     {result.path}/README.md")
     if not result.is_complete:
         _tell(f"{result.n_wanted - result.n_kept:,} {unit} are missing: {result.reason}")

@@ -7,7 +7,7 @@ and `n` may grow; any other key is part of what the run is.
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -15,8 +15,11 @@ from matrix_dspy.errors import ConfigError, describe_os_error, did_you_mean
 from matrix_dspy.types import Communication, FilterName, InstructionType, KindCheck, Shape, Structured
 
 S = TypeVar("S", bound="Section")
+Words = Annotated[str, Field(pattern=r"\S")]
+"""Text that says something."""
 
 RECIPES = Path(__file__).parent / "recipes"
+KIND_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
 
 class Section(BaseModel):
@@ -344,9 +347,9 @@ class Config(Section):
 class RequirementChoice(Section):
     """One value a requirement can take, and the words that ask for it."""
 
-    name: str
+    name: Words
     """Short name, kept in the table."""
-    text: str
+    text: Words
     """What the instruction writer is told."""
     weight: float = Field(default=1.0, gt=0)
     """How often it is drawn, against the others."""
@@ -357,11 +360,11 @@ class RequirementChoice(Section):
 class KindConfig(Section):
     """One kind of data: what is asked of the instruction writer, how it is answered, what is checked."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    name: str = Field(pattern=KIND_NAME)
     """Name of the kind, kept in the tables; small letters, digits, - and _."""
     describe: str
     """One sentence for people."""
-    requirement: str
+    requirement: Words
     """The first line of every requirement."""
     shape: Shape = "single"
     """`single`, `pair` (two models answer), `dialogue` (the agent asks on), `thinking` (kept with the answer)."""
@@ -383,7 +386,7 @@ class KindConfig(Section):
     """Edit similarity up to which the two sides of a pair differ enough."""
     thinking_tokens: tuple[int, int] = (256, 8192)
     """Fewest and most tokens of thinking that are kept."""
-    lengths: dict[InstructionType, str]
+    lengths: dict[InstructionType, Words]
     """What is said of length and shape, per instruction type."""
     categories: tuple[RequirementChoice, ...] = Field(min_length=1)
     """Task categories."""
@@ -407,6 +410,10 @@ class KindConfig(Section):
             raise ValueError("every category is a look-alike; give one that is not")
         if self.lookalike_share and not any(choice.is_lookalike for choice in self.categories):
             raise ValueError("lookalike_share is set and no category is marked is_lookalike")
+        for what, choices in (("categories", self.categories), ("styles", self.styles), *self.complexities.items()):
+            names = [choice.name for choice in choices]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"two of the {what} are called {twice[0]!r}; give each a name of its own")
         least, most = self.thinking_tokens
         if not 0 <= least <= most:
             raise ValueError(f"thinking_tokens = {least}, {most} will not do; write the fewest, then the most")
@@ -465,6 +472,10 @@ def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     """
     path = _find_toml(name, RECIPES, "recipe")
     values = _read_toml(path)
+    if "stages" in values:
+        raise ConfigError(
+            f"recipe {path.stem!r} is a chain of others; name one of them: {', '.join(load_stages(name))}"
+        )
     values["recipe"] = path.stem
     for key, value in (changes or {}).items():
         _put(values, key, value)
@@ -597,17 +608,31 @@ def _validate(kind: type[S], values: dict[str, Any], path: Path) -> S:
 def _say_invalid(kind: type[Section], error: ValidationError, path: Path) -> str:
     """Put the first fault into one sentence."""
     fault = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in fault["loc"])
+    key = ".".join(str(part) for part in fault["loc"] if part != "[key]")
+    where = f"recipe {path.stem!r}" if kind is Config else f"the kind file {str(path)!r}"
+    within = "" if kind is Config else f" in {where}"
     if fault["type"] == "extra_forbidden":
         known = _list_keys(kind)
         near = did_you_mean(key, known)
-        advice = near if near.startswith("did") else "see 'generate --dry-run' for all of them"
-        return f"unknown key {key!r} in recipe {path.stem!r}; {advice}"
+        shown = "generate --dry-run" if kind is Config else "kinds sft"
+        advice = near if near.startswith("did") else f"see {shown!r} for all of them"
+        return f"unknown key {key!r} in {where}; {advice}"
     if fault["type"] == "missing":
         return f"{str(path)!r} lacks the key {key!r}; add it"
-    words = fault["msg"].removeprefix("Value error, ")
+    words = _FAULTS.get(fault["type"]) or _PATTERNS.get(fault.get("ctx", {}).get("pattern", ""), fault["msg"])
+    words = words.removeprefix("Value error, ")
     shown = repr(fault["input"])
-    return f"{key} = {shown if len(shown) < 80 else shown[:77] + '...'} does not do: {words[0].lower()}{words[1:]}"
+    shown = shown if len(shown) < 80 else shown[:77] + "..."
+    said = f"{key} = {shown}{within}" if key else where
+    return f"{said} does not do: {words[0].lower()}{words[1:]}"
+
+
+_FAULTS = {"tuple_type": "write a list, as in ['...']", "list_type": "write a list, as in ['...']"}
+_PATTERNS = {
+    r"\S": "write some words",
+    KIND_NAME: "write small letters, digits, - and _, beginning with a letter or a digit, at most 64 of them",
+}
+"""What pydantic would say of types and patterns, for people."""
 
 
 def _list_keys(kind: type[BaseModel], before: str = "") -> list[str]:

@@ -51,12 +51,16 @@ def assign_parts(config: Config, kind: KindConfig | None) -> dict[Part, str]:
             f"kind {kind.name!r} needs the model to be trained for {wants}; name it with --rejected-lm, as for --lm"
         )
     parts["rejected"] = config.lm.rejected or WEAK_REHEARSAL
-    if parts["rejected"] == parts["responder"] and kind.shape == "pair":
+    return parts
+
+
+def warn_of_one_model(parts: Mapping[Part, str], kind: KindConfig | None) -> None:
+    """Say that pairs of which one model gives both sides are empty of signal."""
+    if kind is not None and kind.shape == "pair" and parts["rejected"] == parts["responder"]:
         log.warning(
             "--rejected-lm is the model that answers: both sides of a pair are drawn from the same model, and the"
             " pairs teach nothing"
         )
-    return parts
 
 
 @asynccontextmanager
@@ -66,13 +70,19 @@ async def open_crew(config: Config, parts: Mapping[Part, str]) -> AsyncIterator[
         opened: dict[tuple[str, int], Member] = {}
         crew: dict[Part, Member] = {}
         for part, spec in parts.items():
-            concurrency = config.operation.concurrency_of.get(part, config.operation.concurrency)
+            concurrency = _limit_of(config, part)
+            if spec.startswith("vllm:"):  # in this process a second engine would load the model a second time
+                concurrency = max(_limit_of(config, name) for name, other in parts.items() if other == spec)
             if (spec, concurrency) not in opened:
                 engine = await stack.enter_async_context(_build_engine(config, spec, concurrency))
                 schemas = sends_schemas(engine, config.lm.structured)
                 opened[spec, concurrency] = Member(spec, engine, schemas, choose_price(config, spec))
             crew[part] = opened[spec, concurrency]
         yield crew
+
+
+def _limit_of(config: Config, part: Part) -> int:
+    return config.operation.concurrency_of.get(part, config.operation.concurrency)
 
 
 def name_models(crew: Mapping[Part, Member]) -> dict[str, str]:

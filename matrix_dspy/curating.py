@@ -27,20 +27,24 @@ from matrix_dspy.curation.code import check_code
 from matrix_dspy.curation.contamination import ContaminationIndex, find_overlaps
 from matrix_dspy.curation.duplicates import find_duplicates
 from matrix_dspy.curation.filters import LengthFilter, RefusalFilter, SelfContainedFilter, read_refusal_version
-from matrix_dspy.curation.language import LanguageFilter
+from matrix_dspy.curation.language import LanguageFilter, is_english
 from matrix_dspy.curation.tagging import find_root_verb
-from matrix_dspy.delivery.reading import DataRow, Fault, read_dataset
+from matrix_dspy.delivery.reading import DataRow, Dataset, Fault, read_dataset
 from matrix_dspy.engine.embedding import build_embedder
 from matrix_dspy.errors import ConfigError
-from matrix_dspy.gates import check_sandbox, find_nearest, load_benchmarks
+from matrix_dspy.gates import check_language, check_sandbox, find_nearest, load_benchmarks
 from matrix_dspy.report.card import write_curated_card
 from matrix_dspy.report.page import write_report
-from matrix_dspy.synthesis.thinking import find_fault, split_thinking
+from matrix_dspy.synthesis.thinking import Thought, find_fault, split_thinking
 from matrix_dspy.types import Drop, Example, Instruction, Message, Overlap, PairExample, Rejected, Response, make_id
 
 STAGE = "curation"
 CHUNK = 500
 """Rows a worker looks at before it answers."""
+
+
+Verdict = tuple[Drop | None, Drop | None, str | None]
+"""Why the instruction and why the answer of a row is dropped, and the instruction's root verb."""
 
 
 @dataclass(slots=True)
@@ -52,6 +56,8 @@ class Item:
     source: str
     row: DataRow
     drop: Drop | None = None
+    is_answers_fault: bool = False
+    """Whether it was the answer that was dropped, not the instruction."""
     root_verb: str | None = None
 
     @property
@@ -103,11 +109,14 @@ def curate_files(
         RunError: the folder holds another run, or cannot be written.
     """
     started, began = time.monotonic(), datetime.now(UTC)
-    kind = load_kind(config.synthesis.kind)
+    datasets = [read_dataset(source, columns) for source in sources]
+    shape = _find_shape(datasets)
+    kind = _choose_kind(config, shape)
     config = apply_kind(config, kind)
-    benchmarks = load_benchmarks(config)
+    check_language(config)
     check_sandbox(config, kind)
-    items, faults, shape = _read_items(sources, columns)
+    benchmarks = load_benchmarks(config)
+    items, faults = _read_items(datasets)
     models = sorted({item.row.model for item in items if item.row.model}) or ["unknown"]
     inputs = {f"source_{place}": _hash_file(source) for place, source in enumerate(sources)}
     if config.curation.benchmarks:
@@ -130,11 +139,26 @@ def curate_files(
     return Curated(path, n_read, len(kept), dict(reasons.most_common()), len(hit), write_report(path))
 
 
-def _read_items(sources: Sequence[Path], columns: Mapping[str, str]) -> tuple[list[Item], list[tuple[str, Fault]], str]:
-    """Read every file, in an order that hangs on the rows alone; all must be of one shape."""
-    datasets = [read_dataset(source, columns) for source in sources]
+def _find_shape(datasets: Sequence[Dataset]) -> str:
+    """Return the shape that all files are of."""
     if len({dataset.shape for dataset in datasets}) > 1:
         raise ConfigError("some files hold conversations and some hold pairs; curate them apart")
+    return datasets[0].shape
+
+
+def _choose_kind(config: Config, shape: str) -> KindConfig:
+    """Return the kind that was asked for, which must be of the rows' shape, or else the usual one of that shape."""
+    usual = "dpo" if shape == "pair" else "sft"
+    is_asked = "kind" in config.synthesis.model_fields_set
+    kind = load_kind(config.synthesis.kind if is_asked else usual)
+    if (kind.shape == "pair") != (shape == "pair"):
+        held = "pairs" if shape == "pair" else "conversations"
+        raise ConfigError(f"the rows are {held}, and kind {kind.name!r} is not; give --kind {usual}, or none")
+    return kind
+
+
+def _read_items(datasets: Sequence[Dataset]) -> tuple[list[Item], list[tuple[str, Fault]]]:
+    """Read every file, in an order that hangs on the rows alone."""
     items: list[Item] = []
     faults: list[tuple[str, Fault]] = []
     seen: Counter[str] = Counter()
@@ -147,7 +171,7 @@ def _read_items(sources: Sequence[Path], columns: Mapping[str, str]) -> tuple[li
                 seen[key] += 1
                 key = key if seen[key] == 1 else make_id("row", key, seen[key]).partition("-")[2]
                 items.append(Item(key, dataset.name, row))
-    return sorted(items, key=lambda item: item.id), faults, datasets[0].shape
+    return sorted(items, key=lambda item: item.id), faults
 
 
 def _judge_texts(items: Sequence[Item], config: Config, kind: KindConfig, shape: str, n_workers: int) -> None:
@@ -166,10 +190,11 @@ def _judge_texts(items: Sequence[Item], config: Config, kind: KindConfig, shape:
         _note(chunks, pool.map(_judge_chunk, [[item.row for item in chunk] for chunk in chunks]))
 
 
-def _note(chunks: Sequence[Sequence[Item]], found: Iterable[list[tuple[Drop | None, str | None]]]) -> None:
+def _note(chunks: Sequence[Sequence[Item]], found: Iterable[list[Verdict]]) -> None:
     for chunk, verdicts in zip(chunks, found, strict=True):
-        for item, (drop, verb) in zip(chunk, verdicts, strict=True):
-            item.drop, item.root_verb = drop, verb
+        for item, (asked, answered, verb) in zip(chunk, verdicts, strict=True):
+            item.drop, item.is_answers_fault = asked or answered, asked is None and answered is not None
+            item.root_verb = verb
 
 
 class _Worker:
@@ -181,21 +206,34 @@ class _Worker:
         curation = config.curation
         self.refusal = RefusalFilter()
         self.length = LengthFilter(curation.min_words, curation.max_words)
-        self.language = LanguageFilter(config.synthesis.language)
+        spoken = config.synthesis.language
+        self.language = None if "language" in self.off else LanguageFilter(spoken)
+        self.is_english = is_english(spoken)
         self.contained = SelfContainedFilter()
 
-    def judge(self, row: DataRow) -> Drop | None:
-        """Return why a row is dropped by what it holds itself, in the order of METHOD 3.4."""
-        asked, answered = Candidate("", _first_ask(row)), row.response
+    def judge_instruction(self, row: DataRow) -> Drop | None:
+        """Return why an instruction is dropped by what it holds itself, in the order of METHOD 3.4."""
+        asked = Candidate("", _first_ask(row))
         drop = self._ask("refusal", self.refusal, asked)
-        if drop is None and "safety" not in self.kind.checks:
-            drop = self._ask("refusal", self.refusal, Candidate("", split_thinking(answered).answer))
         drop = drop or self._ask("length", self.length, asked)
         drop = drop or self._ask("language", self.language, asked)
-        if drop is None and "language" not in self.off and answered:
+        return drop or self._ask("self-contained", self.contained, asked)
+
+    def judge_answer(self, row: DataRow) -> Drop | None:
+        """Return why an answer is dropped."""
+        answered, drop = row.response, None
+        if "safety" not in self.kind.checks:
+            drop = self._ask(
+                "refusal",
+                self.refusal,
+                Candidate("", split_thinking(answered, is_wanted=self.kind.shape == "thinking").answer),
+            )
+        if drop is None and self.language is not None and answered:
             drop = self.language.judge_response(row.instruction, answered)
-        drop = drop or self._ask("self-contained", self.contained, asked)
         return drop or self._check_kind(row, answered)
+
+    def _split(self, answered: str) -> Thought:
+        return split_thinking(answered, is_wanted=self.kind.shape == "thinking")
 
     def _ask(self, name: str, each: Any, candidate: Candidate) -> Drop | None:
         return None if name in self.off else each.judge(candidate)
@@ -205,9 +243,7 @@ class _Worker:
             return Drop("empty", "there is no answer")
         if "code" in self.kind.checks and (drop := check_code(answered, runs_tests=self.runs_tests).drop) is not None:
             return drop
-        if self.kind.shape == "thinking" and (
-            fault := find_fault(split_thinking(answered), *self.kind.thinking_tokens)
-        ):
+        if self.kind.shape == "thinking" and (fault := find_fault(self._split(answered), *self.kind.thinking_tokens)):
             return Drop(*fault)
         if self.shape == "pair":
             other = "\n\n".join(turn.content for turn in row.rejected)
@@ -225,9 +261,14 @@ def _set_up_worker(config: Config, kind: KindConfig, shape: str) -> None:
     _worker = _Worker(config, kind, shape)
 
 
-def _judge_chunk(rows: Sequence[DataRow]) -> list[tuple[Drop | None, str | None]]:
+def _judge_chunk(rows: Sequence[DataRow]) -> list[Verdict]:
     assert _worker is not None
-    return [(_worker.judge(row), find_root_verb(_first_ask(row))) for row in rows]
+    verdicts: list[Verdict] = []
+    for row in rows:
+        asked = _worker.judge_instruction(row)
+        answered = _worker.judge_answer(row) if asked is None else None
+        verdicts.append((asked, answered, find_root_verb(_first_ask(row)) if _worker.is_english else None))
+    return verdicts
 
 
 def _first_ask(row: DataRow) -> str:
@@ -282,6 +323,7 @@ def _drop_contaminated(
     for item in items:
         if item.drop is None and (overlap := first.get(item.id)) is not None:
             item.drop = Drop("contamination", _say_overlap(overlap), f"{overlap.benchmark}/{overlap.item}")
+            item.is_answers_fault = overlap.field == "response"
     return overlaps + find_nearest(
         _list_turns([i for i in items if i.drop is None], is_answer=False), config, benchmarks
     )
@@ -319,12 +361,12 @@ def _write_tables(
     folder.write_table("responses", [_build_response(item) for item in items])
     rejected = [
         Rejected(
-            noun="example",
-            id=f"example-{item.id}",
+            noun="response" if item.is_answers_fault else "instruction",
+            id=item.response_id if item.is_answers_fault else item.instruction_id,
             stage=STAGE,
             reason=item.drop.reason,
             detail=item.drop.detail,
-            raw_text=_first_ask(item.row),
+            raw_text=item.row.response if item.is_answers_fault else _first_ask(item.row),
             twin=item.drop.twin,
             score=item.drop.score,
         )

@@ -10,6 +10,7 @@ from typing import Any
 from matrix_dspy.bulk.progress import Progress
 from matrix_dspy.config import Config, KindConfig
 from matrix_dspy.crew import Member, Part, is_rehearsal, name_models
+from matrix_dspy.curation.diversity import measure_coverage
 from matrix_dspy.curation.filters import read_refusal_version
 from matrix_dspy.curation.selection import describe_selection
 from matrix_dspy.made import Made
@@ -89,6 +90,7 @@ def describe_figures(
         "benchmarks": _describe_benchmarks(made),
         "refinement": _describe_refinement(progress, made, cost),
         "selection": _describe_selection(made),
+        "occupations": _describe_occupations(made),
         "refusal_version": read_refusal_version(),
     }
 
@@ -119,6 +121,17 @@ def _describe_benchmarks(made: Made) -> list[dict[str, Any]]:
     return [
         {"name": each.name, "items": each.n_items, "has_text": bool(each.items)} for each in made.curator.benchmarks
     ]
+
+
+def _describe_occupations(made: Made) -> dict[str, Any] | None:
+    """Say how the kept rows spread over the occupations that profiles name: numbers only, for names are raw."""
+    named = {profile.profile_id: dict(profile.facts).get("occupation") for profile in made.profiles}
+    known = {agent.profile_id for agent in made.population.agents} if made.population else set()
+    rows = [named.get(example.profile_id) for example in made.examples]
+    if not any(rows):
+        return None
+    found = measure_coverage(rows, [name for profile_id, name in named.items() if name and profile_id in known])
+    return {"covered": found.share, "entropy": found.entropy, "largest": found.largest}
 
 
 def _describe_refinement(progress: Progress, made: Made, cost: float | None) -> dict[str, Any] | None:

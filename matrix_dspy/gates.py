@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from rapidfuzz.distance import Levenshtein
 
+from matrix_dspy.bulk.runner import gather_all
 from matrix_dspy.config import Config, KindConfig, SelectionConfig
 from matrix_dspy.curation import rewarding, selection
 from matrix_dspy.curation.base import Candidate, Filter
@@ -22,7 +23,7 @@ from matrix_dspy.curation.contamination import ContaminationFilter, Contaminatio
 from matrix_dspy.curation.diversity import pick_diverse
 from matrix_dspy.curation.duplicates import ExactFilter, Forgetful, NearDuplicateFilter, SemanticFilter
 from matrix_dspy.curation.filters import LeakFilter, LengthFilter, RefusalFilter, SelfContainedFilter
-from matrix_dspy.curation.language import LanguageFilter, find_language
+from matrix_dspy.curation.language import LanguageFilter, find_language, is_english
 from matrix_dspy.curation.sandbox import isolation, run_program_async
 from matrix_dspy.curation.tagging import find_root_verb
 from matrix_dspy.curation.verifying import (
@@ -39,7 +40,6 @@ from matrix_dspy.synthesis.gate import Scorer, Selected
 from matrix_dspy.text import count_words
 from matrix_dspy.types import Drop, FilterName, Instruction, Overlap, Profile
 
-ENGLISH = find_language("English")
 NEAR_BY_WORDS, NEAR_BY_MEANING = 0.65, 0.9
 """Cosines from which an item is named as near; by TF-IDF clean texts reached 0.56, prompts less 30 % of words 0.65."""
 
@@ -104,7 +104,7 @@ class Curator:
 
     def find_root_verb(self, text: str) -> str | None:
         """Return the verb that says what an instruction asks for; its rules know English only."""
-        return find_root_verb(text) if find_language(self.config.synthesis.language) == ENGLISH else None
+        return find_root_verb(text) if is_english(self.config.synthesis.language) else None
 
     def choose_scorer(self, instruction: str, answer: str) -> Scorer:
         """Return who scores: as the config says, else whoever is surest (METHOD 3.6)."""
@@ -121,7 +121,7 @@ class Curator:
             assert self.reward is not None
             return await self.reward.score(instruction, texts)
         if tests := self._find_tests(instruction, answer):
-            return list(await asyncio.gather(*(self._run_tests(tests, text) for text in texts)))
+            return await gather_all(self._run_tests(tests, text) for text in texts)
         wanted = self._find_number(answer)
         if wanted is None:
             return [None] * len(texts)
@@ -147,7 +147,7 @@ class Curator:
         decision = selection.decide(scores[1:], scores[0], kind, self._noise_of(scorer), self.settings)
         self.decisions[instruction.instruction_id] = decision
         if not decision.is_kept:
-            return Selected(Drop(decision.reason, _tell_decision(decision)), is_offered=decision.offer_to_sft)
+            return Selected(Drop(decision.reason, _tell_decision(decision, scorer)), is_offered=decision.offer_to_sft)
         if not is_pair:
             return Selected(None)
         answers = [
@@ -230,7 +230,7 @@ def build_curator(
     optional: dict[FilterName, Filter | None] = {
         "refusal": RefusalFilter(),
         "length": LengthFilter(curation.min_words, curation.max_words),
-        "language": LanguageFilter(config.synthesis.language),
+        "language": None if "language" in off else LanguageFilter(config.synthesis.language),
         "self-contained": SelfContainedFilter(),
         "exact duplicate": ExactFilter(),
         "near duplicate": NearDuplicateFilter(curation.shingle_words, curation.near_duplicate, config.seed),
@@ -249,9 +249,10 @@ def _build_semantic(config: Config, embedder: Embedder) -> Filter | None:
     return SemanticFilter(embedder, config.curation.semantic_duplicate)
 
 
-def _tell_decision(decision: selection.Decision) -> str:
+def _tell_decision(decision: selection.Decision, scorer: Scorer) -> str:
     if decision.mean is None or decision.spread is None:
-        return f"only {decision.n_scores} of the answers have a score"
+        by = "reward model" if scorer == "reward" else scorer
+        return f"only {decision.n_scores} of the answers have a score by the {by}"
     told = f"mean score {decision.mean:.2f}, spread {decision.spread:.2f}"
     return f"{told}; offered for SFT" if decision.offer_to_sft else told
 
@@ -270,6 +271,34 @@ def check_sandbox(config: Config, kind: KindConfig | None) -> None:
         raise ConfigError(
             f"code cannot be run in isolation here{why}; --set curation.run_tests=false only has it parsed"
         )
+
+
+def check_selection(config: Config, kind: KindConfig | None) -> None:
+    """Refuse a scorer that could score nothing.
+
+    Raises:
+        ConfigError: no reward model is named, or a kind has nothing to verify.
+    """
+    selection = config.selection
+    if kind is None or not selection.on:
+        return
+    if selection.scorer == "reward" and not selection.reward_model:
+        raise ConfigError("selection.scorer is reward and no reward model is named; give --reward-model")
+    if selection.scorer == "verifier" and "code" not in kind.checks and kind.shape != "thinking":
+        raise ConfigError(
+            f"selection.scorer is verifier, and kind {kind.name!r} has neither code nor worked-out numbers to verify; "
+            "set it to auto, reward or judge"
+        )
+
+
+def check_language(config: Config) -> None:
+    """Refuse a language that the filter of languages cannot tell, before anything is paid for.
+
+    Raises:
+        ConfigError: there is no such language, or texts in it cannot be recognised.
+    """
+    if "language" not in config.curation.off:
+        find_language(config.synthesis.language)
 
 
 def find_nearest(asked: pl.DataFrame, config: Config, benchmarks: Sequence[Benchmark]) -> list[Overlap]:

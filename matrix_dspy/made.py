@@ -71,7 +71,7 @@ class Made:
         if self.flow is not None and self.flow.config.selection.on:
             controls = [row.control for row in self.flow.draw_control() if row.control is not None]
             folder.write_dataset(kind.name, controls, shape, place="control")
-            offered = [row.offered for row in rows if row.offered is not None]
+            offered = [row.offered for row in rows if row.offered is not None and kind.shape == "pair"]
             folder.write_dataset(f"{kind.name}-for-sft", offered, Example, place="pool")
         return len(written)
 

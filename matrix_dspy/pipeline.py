@@ -27,13 +27,22 @@ from matrix_dspy.bulk.progress import Progress, show_progress
 from matrix_dspy.bulk.runner import Runner
 from matrix_dspy.bulk.trace import open_trace
 from matrix_dspy.config import Config, KindConfig, apply_kind, load_kind
-from matrix_dspy.crew import Member, Part, assign_parts, build_budget, name_models, name_schemas, open_crew
+from matrix_dspy.crew import (
+    Member,
+    Part,
+    assign_parts,
+    build_budget,
+    name_models,
+    name_schemas,
+    open_crew,
+    warn_of_one_model,
+)
 from matrix_dspy.curation import rewarding
 from matrix_dspy.curation.benchmarks import Benchmark, hash_benchmarks
 from matrix_dspy.engine.embedding import Embedder, build_embedder
 from matrix_dspy.errors import ConfigError, LimitError, RunError, TableError
 from matrix_dspy.figures import Start, describe_figures
-from matrix_dspy.gates import build_curator, check_sandbox, load_benchmarks
+from matrix_dspy.gates import build_curator, check_language, check_sandbox, check_selection, load_benchmarks
 from matrix_dspy.loading import hash_prompt, hash_state, load_program
 from matrix_dspy.made import Made
 from matrix_dspy.population.agents import Population, build_population
@@ -41,11 +50,12 @@ from matrix_dspy.population.reading import read_profiles
 from matrix_dspy.report.card import Source, write_card
 from matrix_dspy.report.estimate import FILE as ESTIMATE_FILE
 from matrix_dspy.report.estimate import read_estimate
+from matrix_dspy.simulation.grouping import count_groups
 from matrix_dspy.simulation.society import Society, form_groups
 from matrix_dspy.synthesis.answering import make_follow_up_id, make_response_id
 from matrix_dspy.synthesis.desk import DESK_PARTS, Desk
 from matrix_dspy.synthesis.desk import Part as DeskPart
-from matrix_dspy.synthesis.flow import Flow, build_candidates
+from matrix_dspy.synthesis.flow import REFINED, Flow, build_candidates
 from matrix_dspy.synthesis.judging import make_judgement_id
 from matrix_dspy.synthesis.retrieval import Retriever
 from matrix_dspy.types import Profile, Rejected
@@ -56,8 +66,8 @@ SHIPPED_PROFILES = Path(__file__).parent / "data" / "profiles" / "composed.jsonl
 QUIET = "the agents' plans are used up and no more scenarios come; take more agents or raise simulation.max_plans"
 FAILED = frozenset({"unparsed", "failed check", "cut off", "empty", "refused by server", "unjudged"})
 """Reasons of rows that failed, as against rows that a filter dropped."""
-MOST_TURNS, MOST_ROUNDS = 5, 8
-"""Most turns of a dialogue and rounds of refinement that the config lets through."""
+MOST_TURNS, MOST_ROUNDS, MOST_SAMPLES = 5, 8, 64
+"""Most turns of a dialogue, rounds of refinement and samples of an answer that the config lets through."""
 GROWTH = 1.25
 """Spare scenarios asked for when candidates have run out and the society lives on."""
 
@@ -78,13 +88,14 @@ class Result:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything wanted is there."""
-        return self.n_kept >= self.n_wanted
+        """Whether everything wanted is there, and nothing was left undone."""
+        return self.reason == "complete"
 
 
 def default_folder(config: Config, command: str) -> Path:
     """Return where a run is put when the user does not say."""
-    return Path("runs") / f"{config.recipe}-{config.synthesis.kind if command == 'generate' else 'simulation'}"
+    what = load_kind(config.synthesis.kind).name if command == "generate" else "simulation"
+    return Path("runs") / f"{config.recipe}-{what}"
 
 
 def can_start(config: Config) -> bool:
@@ -134,7 +145,7 @@ def list_programs_used(config: Config, kind: KindConfig | None) -> dict[str, str
     if kind is not None:
         names += ["instruction_writer", "responder"]
         names += ["follow_up_writer", "converser"] if kind.shape == "dialogue" else []
-        names += ["critic", "reviser", "pair_judge"] if config.synthesis.refine else []
+        names += ["critic", "reviser", "pair_judge"] if config.synthesis.refine and kind.shape in REFINED else []
         names += ["safety_judge"] if "safety" in kind.checks else []
         is_judged = config.curation.judge_threshold is not None or config.selection.on
         names += ["response_judge"] if is_judged else []
@@ -154,9 +165,15 @@ async def _run(
     config = config if kind is None else apply_kind(config, kind)
     _check_embedder(config)
     parts = assign_parts(config, kind)
+    warn_of_one_model(parts, kind)
     profiles, bad = _load_profiles(config)
+    if len(profiles):  # people who drop out may still make the groups too many
+        count_groups(len(profiles), config.simulation.n_groups, config.simulation.max_group_size)
+    if kind is not None:
+        check_language(config)
     benchmarks = load_benchmarks(config) if kind is not None else []
     check_sandbox(config, kind)
+    check_selection(config, kind)
     build_budget(config, parts)  # refuses what cannot be held before anything is opened
     programs = list_programs_used(config, kind)
     inputs = _hash_inputs(config, kind, programs)
@@ -224,7 +241,8 @@ class _Teller:
         if made.flow is not None:
             made.flow.finish()
         n_kept = made.write(job.folder, job.kind)
-        reason = "complete" if n_kept >= config.n else made.stop_reason or QUIET
+        is_whole = n_kept >= config.n and not made.is_limited
+        reason = "complete" if is_whole else made.stop_reason or QUIET
         await self._tell(reason, is_final=True, n_kept=n_kept)
         job.folder.write_state({"reason": reason, "n": config.n, "kept": n_kept})
         return Result(job.folder.path, n_kept, config.n, reason, is_limited=made.is_limited)
@@ -365,18 +383,18 @@ async def _open_scorer(
     """Open what scores answers for selection, and refuse a judge that was never measured (METHOD 3.6)."""
     selection = config.selection
     if not selection.on:
+        if selection.reward_model:
+            log.warning("the reward model is not asked: rows are scored only where they are selected; add --select")
         yield None, None
         return
-    if selection.scorer == "reward" and not selection.reward_model:
-        raise ConfigError("selection.scorer is reward and no reward model is named; give --reward-model")
-    calibration = None
-    if selection.scorer in ("auto", "judge") and not selection.reward_model:
-        calibration = rewarding.load_calibration(crew["judge"].engine.model, force=selection.force)
-    if not selection.reward_model:
-        yield None, calibration
-        return
-    async with rewarding.build_scorer(selection.reward_model) as reward:
-        yield reward, calibration
+    asks_reward = bool(selection.reward_model) and selection.scorer in ("auto", "reward")
+    if selection.scorer == "judge" or (selection.scorer == "auto" and not asks_reward):
+        yield None, rewarding.load_calibration(crew["judge"].engine.model, force=selection.force)
+    elif not asks_reward:
+        yield None, None
+    else:
+        async with rewarding.build_scorer(selection.reward_model) as reward:
+            yield reward, None
 
 
 def _load_profiles(config: Config) -> tuple[list[Profile], list[Rejected]]:
@@ -441,7 +459,8 @@ def mark_retries(path: Path) -> int:
     """
     command, config = read_config(path)
     if command != "generate":
-        raise RunError(f"{str(path)!r} holds a simulation; retry is for rows of a data set, from synthesis on")
+        what = "a simulation" if command == "simulate" else f"a run of {command}"
+        raise RunError(f"{str(path)!r} holds {what}; retry is for rows that generate made, from synthesis on")
     folder = RunFolder(path)
     retries = folder.read_retries()
     if retries and not folder.read_state():
@@ -475,7 +494,9 @@ def _find_failed(instruction_id: str, seed: int, failed: Mapping[str, str]) -> I
         yield "converser"
     if any(make_follow_up_id(instruction_id, seed, turn) in failed for turn in range(1, MOST_TURNS)):
         yield "follow_up_writer"
-    judged = [answer_id, *(make_response_id(instruction_id, seed, "revision", round_) for round_ in range(MOST_ROUNDS))]
+    later = {"turn": range(1, MOST_TURNS), "revision": range(MOST_ROUNDS), "student": range(MOST_SAMPLES)}
+    numbered = ((part, number) for part, numbers in later.items() for number in numbers)
+    judged = [answer_id, *(make_response_id(instruction_id, seed, part, number) for part, number in numbered)]
     if any(make_judgement_id(each, "score", seed) in failed for each in judged):
         yield "response_judge"
     if any(make_judgement_id(each, "safety", seed) in failed for each in judged):
@@ -501,6 +522,5 @@ def _say_hopeless(flow: Flow) -> str:
     (reason, count), *_ = Counter(row.reason for row in rows).most_common(1)
     example = next(row for row in rows if row.reason == reason)
     shown = " ".join(example.raw_text.split())[:120]
-    return (
-        f"all of {len(rows)} candidates were dropped, {count} for {reason!r} ({example.detail}; for example {shown!r})"
-    )
+    said = "; ".join(filter(None, (example.detail, shown and f"for example {shown!r}")))
+    return f"all of {len(rows)} candidates were dropped, {count} for {reason!r} ({said})"

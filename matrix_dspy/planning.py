@@ -28,6 +28,7 @@ from matrix_dspy.engine.embedding import Embedder, build_embedder
 from matrix_dspy.engine.rehearsal.engine import MODEL, Dials, count_prompt_tokens
 from matrix_dspy.engine.spec import build_engine
 from matrix_dspy.errors import MatrixError, RunError, boundary
+from matrix_dspy.gates import check_language, check_selection
 from matrix_dspy.loading import load_program
 from matrix_dspy.population import agents as population
 from matrix_dspy.population.reading import read_profiles
@@ -161,7 +162,10 @@ async def estimate_run(
     """
     kind = load_kind(config.synthesis.kind) if command == "generate" else None
     parts = assign_parts(config, kind)
-    config = config if kind is None else apply_kind(config, kind)
+    if kind is not None:
+        config = apply_kind(config, kind)
+        check_language(config)
+        check_selection(config, kind)
     n_profiles = len(_draw_profiles(config, config.population.n_agents))
     census = None
     if from_run is not None:
@@ -414,7 +418,9 @@ def scale_run(measured: Measured, config: Config, n_profiles: int, census: Censu
 
 def _is_judged(config: Config) -> bool:
     """Whether a run asks the judge for scores."""
-    by_judge = config.selection.on and not config.selection.reward_model and config.selection.scorer != "verifier"
+    selection = config.selection
+    is_auto = selection.scorer == "auto" and not selection.reward_model
+    by_judge = selection.on and (selection.scorer == "judge" or is_auto)
     return config.curation.judge_threshold is not None or by_judge
 
 

@@ -129,7 +129,7 @@ def test_a_simulation_is_not_retried(tmp_path: Path) -> None:
     config = load_recipe("tiny", {"n": 2, "population.n_agents": 5})
     asyncio.run(pipeline.simulate(config, tmp_path / "run", progress=Progress(), is_quiet=True))
 
-    with pytest.raises(RunError, match="holds a simulation; retry is for rows of a data set"):
+    with pytest.raises(RunError, match="holds a simulation; retry is for rows"):
         pipeline.mark_retries(tmp_path / "run")
 
 
@@ -225,3 +225,38 @@ def test_a_run_that_reached_its_limit_goes_on_to_the_same_data_set(
     assert first.n_calls + second.n_calls == len(read_keys(faulty))
     assert done.is_complete
     assert read_outputs(tmp_path / "run") == read_outputs(faulty)
+
+
+OTHERS = {
+    "rejected": ("dpo", {"lm.rejected": "rehearsal?skill=low&truncated=0.4"}),
+    "converser": ("multiturn", {"lm.responder": "rehearsal?truncated=0.25&seed=5"}),
+    "follow_up_writer": ("multiturn", {"lm.writer": "rehearsal?malformed=0.2&truncated=0.6"}),
+    "safety_judge": ("safety", {"lm.judge": "rehearsal?malformed=0.7"}),
+    "response_judge": ("sft", {"lm.judge": "rehearsal?malformed=0.7", "curation.judge_threshold": 1.0}),
+}
+"""A kind and models that fail in one of its further calls, by the call's purpose."""
+
+
+@pytest.mark.parametrize("purpose", OTHERS)
+def test_every_call_that_can_fail_a_row_is_asked_anew(purpose: str, tmp_path: Path) -> None:
+    kind, models = OTHERS[purpose]
+    run = tmp_path / "run"
+    changes = {"n": 6, "population.n_agents": 6, "synthesis.kind": kind, "synthesis.rate": False} | models
+    work(run, changes | {"operation.plots": False})
+    before = read_keys(run)
+    failed = pl.read_parquet(run / "tables" / "rejected.parquet").filter(
+        pl.col("stage") == "synthesis", pl.col("reason").is_in([*FAILED, "unjudged"])
+    )
+
+    n_marked = pipeline.mark_retries(run)
+    marked = json.loads((run / "retries.json").read_text())
+    _, progress = work(run, changes | {"operation.plots": False})
+
+    new = [key.split("/") for key in read_keys(run)[len(before) :]]
+    assert n_marked == len(failed) > 0
+    assert set(marked[purpose]) and sum(map(len, marked.values())) >= n_marked
+    asked = {key[1] for key in new if key[3] == purpose and key[4] == "1"}
+    assert asked & set(marked[purpose])
+    assert asked <= set(marked[purpose])
+    assert {key[0] for key in new} <= {"synthesis", "simulation"}
+    assert progress.n_replayed > progress.n_calls

@@ -72,7 +72,7 @@ class RunFolder:
                 if has_schemas:
                     identity["schemas"] = _drop_none({"longest_text": config.lm.longest_text, "sent": True})
                 folder._compare_or_write(identity, config, replay)
-                folder.run_id = _hash_identity(identity)
+                folder.run_id = hash_identity(identity)
                 for place in (path, path / "tables", path / "dataset"):
                     remove_leftovers(place)
                 places = tuple(_journal_of(other) for other in replay)
@@ -145,17 +145,19 @@ class RunFolder:
         except (OSError, orjson.JSONDecodeError):
             return {}
 
+    def _has_work(self) -> bool:
+        """Whether anything was bought or made; a start that was refused leaves nothing that binds the next one."""
+        journals = self.path.glob("journal/*.jsonl")
+        return (self.path / "tables").exists() or any(file.stat().st_size for file in journals)
+
     def _compare_or_write(self, identity: dict[str, Any], config: Config, replay: tuple[Path, ...]) -> None:
         path = self.path / "run.toml"
-        if path.exists():
-            old = _read_run(path)
-            _refuse_changes(old, identity, config, self.path)
-        elif any(self.path.glob("journal/*.jsonl")) or (self.path / "tables").exists():
-            raise RunError(f"{str(self.path)!r} holds tables but no run.toml; give another folder with --out")
+        if self._has_work():
+            if not path.exists():
+                raise RunError(f"{str(self.path)!r} holds tables but no run.toml; give another folder with --out")
+            _refuse_changes(_read_run(path), identity, config, self.path)
         document = {
-            "contract": CONTRACT,
-            "n": config.n,
-            "identity": identity,
+            **_begin_document(config.n, identity),
             "operation": _drop_none(config.operation.model_dump()),
             "start": {
                 "lm": hide_secrets(config.lm.main),
@@ -165,9 +167,17 @@ class RunFolder:
                 "reward_model": hide_secrets(config.selection.reward_model),
                 "replay": [str(other.absolute()) for other in replay],
             },
-            "versions": _list_versions(),
         }
         write_text(tomli_w.dumps(document), path)
+
+
+def write_made_run(path: Path, n: int, identity: dict[str, Any]) -> None:
+    """Write the `run.toml` of a folder that was made out of other runs, with no start of its own."""
+    write_text(tomli_w.dumps(_begin_document(n, identity)), path / "run.toml")
+
+
+def _begin_document(n: int, identity: dict[str, Any]) -> dict[str, Any]:
+    return {"contract": CONTRACT, "n": n, "identity": identity, "versions": _list_versions()}
 
 
 def take_lock(path: Path, option: str = "--out") -> BaseFileLock:
@@ -192,7 +202,7 @@ def read_run_id(path: Path) -> str:
     Raises:
         RunError: there is no run there.
     """
-    return _hash_identity(read_run(path)["identity"])
+    return hash_identity(read_run(path)["identity"])
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -243,6 +253,8 @@ def read_config(path: Path) -> tuple[str, Config]:
     run = read_run(path)
     values = {key: value for key, value in run["identity"].items() if key in Config.model_fields}
     start = run.get("start", {})
+    if "operation" not in run:
+        raise RunError(f"{str(path)!r} was put together out of other runs and was never started; name one of those")
     operation = {key: value for key, value in run["operation"].items() if not key.startswith("max_")}
     values |= {"n": run["n"], "operation": operation, "lm": {"main": start.get("lm", "rehearsal")}}
     values["lm"] |= start.get("lms", {})
@@ -268,17 +280,19 @@ def _drop_none(value: Any) -> Any:
     return value
 
 
-def _hash_identity(identity: dict[str, Any]) -> str:
+def hash_identity(identity: dict[str, Any]) -> str:
+    """Return the id of a run: a hash of everything it is."""
     return hashlib.blake2b(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS), digest_size=8).hexdigest()
 
 
 def _refuse_changes(old: dict[str, Any], identity: dict[str, Any], config: Config, path: Path) -> None:
     before, now = _flatten(old["identity"]), _flatten(identity)
+    fresh = "" if identity.get("command") == "curate" else ", or start anew with --fresh"
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise RunError(
                 f"{str(path)!r} holds a run with {key} = {before.get(key)!r}, not {now.get(key)!r}; "
-                "give another folder with --out, or start anew with --fresh"
+                f"give another folder with --out{fresh}"
             )
     if config.n < old["n"]:
         raise RunError(

@@ -8,9 +8,9 @@ import asyncio
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from matrix_dspy.bulk.budget import Budget, Price
 from matrix_dspy.bulk.journal import CallKey, Journal, hash_request
@@ -24,6 +24,8 @@ from matrix_dspy.errors import EngineError, LimitError
 from matrix_dspy.text import clean_text, clean_value, find_unstorable, replace_surrogates
 
 log = logging.getLogger("matrix_dspy")
+
+T = TypeVar("T")
 
 _SCHEMA_WORDS = re.compile(r"schema|response_format|grammar|structured|guided|json", re.IGNORECASE)
 """What a refusal speaks of when it is the schema that is refused, and not this one request."""
@@ -160,7 +162,7 @@ class Runner:
             return await self.call(prompt, inputs, own, sampling, check=check, n_again=n_again, expect=expect)
 
         if n == 1 or not self.engine.supports_n:
-            return list(await asyncio.gather(*(ask(number) for number in range(n))))
+            return await gather_all(ask(number) for number in range(n))
         form = self._choose_form(prompt)
         try:
             messages = form.messages(inputs)
@@ -171,7 +173,7 @@ class Runner:
         outcomes = [read_outcome(form, completion, asked, number) for number in range(min(n, len(completion.texts)))]
         again = [number for number in range(n) if number >= len(outcomes) or not outcomes[number].is_ok]
         outcomes += [Outcome(None, "", "empty")] * (n - len(outcomes))
-        for number, outcome in zip(again, await asyncio.gather(*map(ask, again)), strict=True):
+        for number, outcome in zip(again, await gather_all(map(ask, again)), strict=True):
             outcomes[number] = outcome
         return outcomes
 
@@ -294,6 +296,15 @@ class Runner:
         """Return this call's own 31-bit seed, from the run's seed and the key."""
         packed = f"{self.seed}\x1f{key}".encode()
         return int.from_bytes(hashlib.blake2b(packed, digest_size=4).digest(), "big") >> 1
+
+
+async def gather_all(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Wait for all parts, which are paid for whatever becomes of the others, then raise the first error if any did."""
+    ends = await asyncio.gather(*parts, return_exceptions=True)
+    errors = [end for end in ends if isinstance(end, BaseException)]
+    if errors:
+        raise errors[0]
+    return [end for end in ends if not isinstance(end, BaseException)]
 
 
 def _build_messages(prompt: Prompt, inputs: Mapping[str, Any], earlier: tuple[Turn, ...]) -> list[Message]:

@@ -226,7 +226,8 @@ def _read_file(path: Path, name: str, column: str | None, shared: str | None) ->
     if column is None:
         raise TableError(
             f"cannot tell which column of the benchmark {str(path)!r} is the prompt; it has {listed}: "
-            "name one of them, or take the file out"
+            f"name one of them with --set 'curation.benchmark_columns={{{json.dumps(path.name)} = \"...\"}}', "
+            "or take the file out"
         )
     columns = [column, *(_find_columns(known, _COMPANIONS.get(_fold(column), ())))]
     answers = tuple(each for each in _find_columns(known, (*_ANSWERS, *_CODE)) if each not in columns)

@@ -66,6 +66,7 @@ _EDGE = np.uint64(0x9E3779B97F4A7C15)
 
 
 @runtime_checkable
+@runtime_checkable
 class Forgetful(Protocol):
     """A filter that can be told that a row it let pass was dropped by a later one."""
 

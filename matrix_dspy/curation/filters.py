@@ -20,6 +20,8 @@ from matrix_dspy.types import FilterName, Profile
 SHORT_NAME_WORDS = 2
 POINTED_WORDS = 25
 """Words before "the text above" that may well be that text."""
+WORD_CHARACTERS = 40
+"""Characters for each word a text may have, beyond which it is a dump of data: one endless word, or blanks."""
 
 
 class LeakFilter:
@@ -70,16 +72,18 @@ class RefusalFilter:
 
 
 class LengthFilter:
-    """Drops texts outside a number of words."""
+    """Drops texts outside a number of words, and those whose words are no words."""
 
     def __init__(self, least: int, most: int) -> None:
         self.least, self.most = least, most
 
     def judge(self, candidate: Candidate) -> Drop | None:
         n_words = count_words(candidate.text)
-        if self.least <= n_words <= self.most:
-            return None
-        return Drop("length", f"it has {n_words} words; {self.least} to {self.most} are kept")
+        if not self.least <= n_words <= self.most:
+            return Drop("length", f"it has {n_words} words; {self.least} to {self.most} are kept")
+        if len(candidate.text) > (most := WORD_CHARACTERS * self.most):
+            return Drop("length", f"it has {len(candidate.text):,} characters; at most {most:,} are kept")
+        return None
 
 
 class SelfContainedFilter:

@@ -222,6 +222,14 @@ class Survey:
         return self.total < LEAST_WORDS or 2 * self.own >= self.total
 
 
+def is_english(name: str) -> bool:
+    """Whether a language is English; one that nobody knows is not."""
+    try:
+        return find_language(name) == find_language("English")
+    except ConfigError:
+        return False
+
+
 def find_language(name: str) -> str:
     """Return lingua's name, as `GERMAN`, of a language given by English name or ISO 639 code, region and script aside.
 
@@ -234,7 +242,10 @@ def find_language(name: str) -> str:
         if each in known:
             return known[each]
     if wanted.capitalize() in _UNKNOWN.split():
-        raise ConfigError(f"texts in {name!r} cannot be recognised; switch the filter 'language' off")
+        raise ConfigError(
+            f"texts in {name!r} cannot be recognised; switch the filter 'language' off: "
+            "--set 'curation.off=[\"language\"]'"
+        )
     spoken = sorted({each for names in known.values() for each in _describe(names).split("/")})
     raise ConfigError(f"no language {name!r}; {did_you_mean(wanted.capitalize(), spoken)}")
 

@@ -442,7 +442,8 @@ def read_calibration(
     fault = _find_fault(measured, model, program)
     if fault and not force:
         raise ConfigError(
-            f"{fault}; `compile judge --lm ...` with {model!r} makes one, or add --force and the report says so"
+            f"{fault}; `compile judge --lm ...` with {model!r} makes one, or add --set selection.force=true and"
+            " the report says so"
         )
     table = _read_table(measured.get("probability")) if measured else None
     pairs, noise = _get(measured, "pairs"), _get(measured, "repeat_noise")

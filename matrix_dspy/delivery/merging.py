@@ -16,7 +16,7 @@ import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from matrix_dspy import __version__
-from matrix_dspy.bulk.folder import read_run, read_run_id, take_lock
+from matrix_dspy.bulk.folder import hash_identity, read_run, read_run_id, take_lock, write_made_run
 from matrix_dspy.bulk.tables import build_frame, read_table, write_jsonl, write_parquet, write_text
 from matrix_dspy.config import CurationConfig
 from matrix_dspy.curation.duplicates import find_duplicates
@@ -107,8 +107,8 @@ def merge(
     loaded = sorted((_load(Path(path)) for path in runs), key=lambda run: (run.parent.run_id, run.parent.data_sha256))
     _check_alike(loaded)
     parents = [run.parent for run in loaded]
-    identity = orjson.dumps([[asdict(parent) for parent in parents], settings])
-    merge_id = hashlib.blake2b(identity, digest_size=8).hexdigest()
+    identity = _build_identity(parents, settings)
+    merge_id = hash_identity(identity)
     _refuse_other(out, merge_id)
     frame = _rank(loaded)
     texts = [_join_questions(turns) for turns in frame[_turns_column(frame)]]
@@ -129,7 +129,7 @@ def merge(
         out.mkdir(parents=True, exist_ok=True)
     lock = take_lock(out)
     try:
-        _write(merged, kept, _list_rejected(frame, texts, drops))
+        _write(merged, identity, kept, _list_rejected(frame, texts, drops))
     finally:
         lock.release()
     return merged
@@ -282,7 +282,21 @@ def _list_rejected(frame: pl.DataFrame, texts: list[str], drops: pl.DataFrame) -
     ]
 
 
-def _write(merged: Merged, kept: pl.DataFrame, rejected: list[Rejected]) -> None:
+def _build_identity(parents: Sequence[Parent], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what the merge is, as a run's `run.toml` says it."""
+    models = sorted({model for parent in parents for model in parent.models})
+    return {
+        "command": "merge",
+        "recipe": "merge",
+        "seed": settings["seed"],
+        "models": {"main": ", ".join(models)[:200]},
+        "synthesis": {"kind": parents[0].kind},
+        "settings": settings,
+        "parents": [asdict(parent) for parent in parents],
+    }
+
+
+def _write(merged: Merged, identity: dict[str, Any], kept: pl.DataFrame, rejected: list[Rejected]) -> None:
     hidden = [name for name in kept.columns if name.startswith("_")]
     frame = kept.drop(hidden).sort("example_id", maintain_order=True)
     write_parquet(frame, merged.path / "dataset" / f"{merged.kind}.parquet", merged.merge_id)
@@ -291,6 +305,10 @@ def _write(merged: Merged, kept: pl.DataFrame, rejected: list[Rejected]) -> None
     write_parquet(dropped, merged.path / "tables" / "rejected.parquet", merged.merge_id)
     figures = {"command": "merge", "version": __version__, "n_read": merged.n_read, **asdict(merged)}
     del figures["path"]
+    figures |= {"name": merged.path.name, "describe": f"rows of {len(merged.parents)} runs, each kept once"}
+    figures |= {"models": identity["models"], "reason": "complete", "is_final": True}
+    figures |= {"n_candidates": merged.n_read, "n_kept": merged.n_rows, "n_wanted": merged.n_rows}
+    write_made_run(merged.path, merged.n_rows, identity)
     write_text(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode() + "\n", merged.path / FIGURES)
     write_text(_render_card(merged), merged.path / "README.md")
 

@@ -81,6 +81,8 @@ def plan_push(run: Path, repo: str, *, private: bool = True, tables: bool = Fals
     files = [path for path in found if _is_own(path, run)]
     if not any(path.parent.name == "dataset" for path in files):
         raise RunError(f"no dataset/*.parquet in {str(run)!r}; finish the run first")
+    if not any(map(_has_rows, (path for path in files if path.parent.name == "dataset"))):
+        raise RunError(f"the data set of {str(run)!r} holds no rows; there is nothing to send")
     if not _is_own(card, run):
         raise RunError(f"no card ({CARD}) in {str(run)!r}; finish the run first")
     with boundary(RunError, f"read {str(run)!r}"):
@@ -132,6 +134,11 @@ def _check_names(repo: str, revision: str) -> None:
         raise ConfigError(f"{repo!r} is no name of a repository; give NAME or OWNER/NAME, of letters, - _ .") from error
     if not re.fullmatch(r"[\w][\w./-]{0,199}", revision, re.ASCII) or ".." in revision or revision.endswith(("/", ".")):
         raise ConfigError(f"{revision!r} is no name of a branch; give one of letters, digits, - _ . /")
+
+
+def _has_rows(path: Path) -> bool:
+    with boundary(RunError, f"read {str(path)!r}"):
+        return bool(pl.scan_parquet(path).select(pl.len()).collect().item()) if path.suffix == ".parquet" else False
 
 
 def _is_own(path: Path, run: Path) -> bool:

@@ -240,9 +240,10 @@ def find_data_files(source: Path) -> tuple[Path, ...]:
         TableError: there are none.
     """
     if source.is_dir():
-        is_run = (source / "dataset").is_dir()
+        is_run = (source / "dataset").is_dir() or (source / "run.toml").is_file()
         folder = source / "dataset" if is_run else source
-        found = sorted(path for path in folder.iterdir() if path.is_file() and _read_ending(path) in SUFFIXES)
+        entries = folder.iterdir() if folder.is_dir() else ()
+        found = sorted(path for path in entries if path.is_file() and _read_ending(path) in SUFFIXES)
         # a run holds every set twice, as Parquet and as JSONL
         chosen = [path for path in found if path.suffix == ".parquet"] or found if is_run else found
         if chosen:

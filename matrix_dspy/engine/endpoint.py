@@ -179,7 +179,7 @@ class EndpointEngine(Engine):
     async def _choose_model(self) -> str:
         """Return the wanted model, or the first one served; say what is wrong with the server if anything is."""
         assert self._session is not None
-        hint = "start a server there or give another --lm"
+        hint = "start a server there or name another model"
         try:
             async with self._session.get(self.url + "/models") as reply:
                 raw, status = await reply.read(), reply.status

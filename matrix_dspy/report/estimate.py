@@ -229,9 +229,10 @@ def _count_money(
     stages: Sequence[StageEstimate], config: Config, price: Price | None, others: Mapping[str, Price | None]
 ) -> tuple[Range | None, str]:
     """Return what the tokens cost, and where the price is from."""
-    prices = {stage.program: others.get(stage.program, price) for stage in stages}
-    if not others and price is None and is_rehearsal(config.lm.main):
+    own = Price(0.0, 0.0) if price is None and is_rehearsal(config.lm.main) else price
+    if price is None and own is not None and all(each == own for each in others.values()):
         return Range(0.0, 0.0, 0.0), "A rehearsal costs nothing."
+    prices = {stage.program: others.get(stage.program, own) for stage in stages}
     if any(found is None for found in prices.values()):
         lm = next((spec for spec in (config.lm.main, *config.lm.parts.values()) if not is_rehearsal(spec)), "")
         return None, f"No price is known for {hide_secrets(lm)!r}; give --price-in and --price-out."

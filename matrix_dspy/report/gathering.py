@@ -4,7 +4,7 @@ import hashlib
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -51,7 +51,10 @@ STEP_NAMES = {
     "unjudged": "judged",
     "unsafe": "safe",
     "surplus": "not surplus",
-    "too alike": "sides differ enough",
+    "alike": "sides differ enough",
+    "no code": "holds code",
+    "broken code": "code can be parsed",
+    "failed tests": "code passes its tests",
     "saturated": "something left to learn",
     "hopeless": "within reach of the model",
     "thinking length": "thinking of right length",
@@ -85,7 +88,10 @@ MEANINGS = {
     "contamination": "it shares a long run of words, or the whole text, with an evaluation set",
     "surplus": "it was good, but enough rows were kept already",
     "bad input": "what the model was to be asked could not be put into a prompt",
-    "too alike": "the chosen and the rejected answer hardly differ",
+    "alike": "the chosen and the rejected answer hardly differ",
+    "no code": "the answer holds no code",
+    "broken code": "the code cannot be parsed",
+    "failed tests": "the code fails the tests it brings",
     "thinking not closed": "the thinking part never ends",
     "no thinking": "the model answered without thinking first",
     "no answer": "nothing stands after the thinking part",
@@ -465,11 +471,15 @@ def _count_steps(records: Records, *, has_rows: bool) -> tuple[tuple[Step, ...],
         left -= count
         steps.append(Step(name, left, count, meaning))
 
-    drop("request written", sum(early.pop(reason, 0) for reason in UNUSABLE), "no usable text came from the model")
+    drop(
+        "request written" if is_lived else "readable",
+        sum(early.pop(reason, 0) for reason in UNUSABLE),
+        "no usable text came from the model",
+    )
     off = set(_dig(records.identity, "curation", "off") or ())
     for reason in FILTER_ORDER[len(UNUSABLE) :]:
         is_asked = reason not in off and reason.removeprefix("not ") not in off
-        is_rare = reason in ("semantic duplicate", "contamination")
+        is_rare = reason in ("semantic duplicate", "contamination") or (reason == "leak" and not is_lived)
         if early.get(reason) or (is_asked and not is_rare) or (reason == "contamination" and records.told.benchmarks):
             drop(name_step(reason), early.pop(reason, 0), explain(reason))
     for reason, count in _in_order(early):
@@ -647,7 +657,20 @@ def measure_rows(records: Records) -> tuple[tuple[tuple[str, str, str, str], ...
     taken = "all" if len(texts) == n_rows else "a seeded sample of"
     note = f"Measured on the instructions of {taken} {len(texts):,} rows."
     all_groups = records.tables["groups"]["group_id"].to_list()
-    return _measure(texts["asked"].to_list(), texts["group_id"].to_list(), all_groups, seed), note
+    rows = _measure(texts["asked"].to_list(), texts["group_id"].to_list(), all_groups, seed)
+    return (*rows, *_tell_occupations(records.told.occupations or {})), note
+
+
+def _tell_occupations(found: Mapping[str, float | None]) -> Iterator[tuple[str, str, str, str]]:
+    units = {
+        "covered": ("occupations covered", "share of the population's"),
+        "entropy": ("entropy of occupations", "share of the largest possible"),
+        "largest": ("largest of occupations", "share of texts"),
+    }
+    for key, (name, unit) in units.items():
+        if (value := found.get(key)) is not None:
+            better = "lower" if key == "largest" else "higher"
+            yield name, say_number(value), unit, f"{MEASURES[name]}; {better} is more various"
 
 
 def _measure(
@@ -660,7 +683,8 @@ def _measure(
 
     with threadpool_limits(1):  # on a busy machine the threads of linear algebra wait for one another for minutes
         vectors = build_embedder("tfidf", texts, seed).embed(texts)
-    measured = measure_diversity(texts, vectors, groups=groups, all_groups=all_groups or None, seed=seed)
+    known = groups if any(groups) else None
+    measured = measure_diversity(texts, vectors, groups=known, all_groups=all_groups or None, seed=seed)
     return tuple(
         (row.name, "too few rows" if row.value is None else say_number(row.value), row.unit, _explain_measure(row))
         for row in measured.as_rows()

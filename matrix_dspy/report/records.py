@@ -93,6 +93,8 @@ class Told(BaseModel):
     refinement: dict[str, Any] | None = None
     selection: dict[str, Any] | None = None
     diversity: dict[str, Any] | list[Any] | None = None
+    occupations: dict[str, float | None] | None = None
+    """Share of the population's occupations that have rows, entropy and largest share."""
     refusal_version: int | str | None = None
 
     @field_validator("*", mode="wrap")

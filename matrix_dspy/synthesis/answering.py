@@ -142,7 +142,7 @@ def _read(
     if outcome.fields is None:
         raise DropRowError("response", response_id, Drop(outcome.reason, outcome.detail), outcome.text)
     raw = outcome.fields["response"]
-    thought = split_thinking(raw, outcome.thinking)
+    thought = split_thinking(raw, outcome.thinking, is_wanted=kind.shape == "thinking")
     if (drop := _find_thinking_fault(thought, kind)) is not None:
         raise DropRowError("response", response_id, drop, raw)
     if kind.shape != "thinking":

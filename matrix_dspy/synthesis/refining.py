@@ -36,7 +36,7 @@ async def _refine_once(row: Row, desk: Desk, kind: KindConfig, gate: Gate, numbe
     revised = await desk.ask("reviser", asked | {"critique": critique}, instruction.instruction_id, round=number)
     if revised.fields is None:
         return _note_round(row, desk, number, response, critique, "", revised.reason)
-    text = split_thinking(revised.fields["revision"], revised.thinking).answer
+    text = split_thinking(revised.fields["revision"], revised.thinking, is_wanted=False).answer
     response_id = make_response_id(instruction.instruction_id, desk.config.seed, "revision", number)
     drop = gate.check_response(response_id, instruction.text, text, is_target=True)
     if drop is not None or not text:

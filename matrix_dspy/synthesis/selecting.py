@@ -5,6 +5,7 @@ Off by default. The papers describe no such step.
 
 from collections.abc import Sequence
 
+from matrix_dspy.bulk.runner import gather_all
 from matrix_dspy.synthesis.answering import build_response, make_response_id
 from matrix_dspy.synthesis.desk import Desk
 from matrix_dspy.synthesis.gate import Gate, Scorer, Selected
@@ -60,8 +61,6 @@ async def _score(row: Row, desk: Desk, gate: Gate, responses: Sequence[Response]
         for response, value in zip(responses, scores, strict=True):
             note_reward(row, desk, response, value, scorer, scorer)
         return scores, scorer
-    scores: list[float | None] = []
-    for response in responses:
-        value = await ask_score(row, desk, response)
-        scores.append(None if value is None else gate.calibrate(value))
-    return scores, scorer
+    values = await gather_all(ask_score(row, desk, response) for response in responses)
+    row.judgements.sort(key=lambda one: one.judgement_id)  # they came in the order of arrival
+    return [None if value is None else gate.calibrate(value) for value in values], scorer

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from matrix_dspy.text import estimate_tokens
 
 _OPEN, _CLOSE = "<think>", "</think>"
+_END = re.compile(r"^[ \t]*</think>[ \t]*$", re.MULTILINE)
+"""The end of thinking on a line of its own; within a line the mark is only spoken of."""
 _THOUGHT = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
 
 
@@ -19,10 +21,11 @@ class Thought:
     """False where thinking began and never ended, so that there is no answer."""
 
 
-def split_thinking(text: str, apart: str = "") -> Thought:
+def split_thinking(text: str, apart: str = "", *, is_wanted: bool = True) -> Thought:
     """Tell thinking and answer apart; `apart` is what the server reported in a field of its own.
 
-    A template may have opened the thinking in the prompt: then the text holds only its end.
+    A template may have opened the thinking in the prompt: then the text holds only its end. Where thinking is not
+    wanted, that end must stand on a line of its own: an answer may speak of the mark.
     """
     if apart.strip():
         return Thought(apart.strip(), text.strip())
@@ -30,8 +33,12 @@ def split_thinking(text: str, apart: str = "") -> Thought:
         return Thought(found[1].strip(), text[found.end() :].strip())
     if text.lstrip().startswith(_OPEN):
         return Thought(text.lstrip().removeprefix(_OPEN).strip(), "", is_closed=False)
-    before, closed, after = text.partition(_CLOSE)
-    return Thought(before.strip(), after.strip()) if closed else Thought("", text.strip())
+    if is_wanted:
+        before, closed, after = text.partition(_CLOSE)
+        return Thought(before.strip(), after.strip()) if closed else Thought("", text.strip())
+    if found := _END.search(text):
+        return Thought(text[: found.start()].strip(), text[found.end() :].strip())
+    return Thought("", text.strip())
 
 
 def join_thinking(thinking: str, answer: str) -> str:

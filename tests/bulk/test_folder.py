@@ -343,7 +343,8 @@ def test_a_config_without_a_value_can_be_written(tmp_path: Path):
     folder = RunFolder.open(tmp_path / "run", "generate", Config(sampling={"actor": {"top_p": None}}), MODELS)  # pyright: ignore
 
     with folder:
-        assert "top_p" not in folder.path.joinpath("run.toml").read_text("utf-8")
+        identity = tomllib.loads(folder.path.joinpath("run.toml").read_text("utf-8"))["identity"]
+        assert "top_p" not in identity["sampling"]["actor"]
 
 
 def read_start(lm: str, path: Path) -> str:

@@ -164,7 +164,7 @@ def test_every_shipped_program_is_rendered_from_its_template(name: str):
     fields = prompt.signature.input_fields
     inputs: dict[str, Any] = {key: [key] if "list" in str(field.annotation) else key for key, field in fields.items()}
 
-    assert prompt._pieces is not None
+    assert (prompt._pieces is None) == (name == "converser")  # turns of their own are no text to fill in
     assert prompt.messages(inputs) == prompt.adapter.format(prompt.signature, prompt.demos, dict(inputs))
 
 

@@ -1,4 +1,5 @@
 import random
+import re
 import string
 import subprocess
 import sys
@@ -165,7 +166,7 @@ def test_copies_with_other_case_and_punctuation_are_found_at_the_shipped_setting
         judge(each, text, f"row-{number}")
 
     for text in PROMPTS:
-        bare = text.translate(str.maketrans("", "", string.punctuation.replace("'", "").replace("-", "")))
+        bare = re.sub(r"(?<!\d)[^\w\s'-]|[^\w\s'-](?!\d)", "", text)  # what stands between digits is part of a number
         assert judge(each, bare.upper(), "copy") is not None
         assert judge(each, f"  {text.lower()}!!", "copy") is not None
 
@@ -430,7 +431,7 @@ def test_a_file_of_many_blocks_gives_what_the_filters_give():
 
     found = find_duplicates(texts, [f"row-{row}" for row in range(len(texts))], range(len(texts)))
 
-    assert found.rows() == stream(make_chain(0.75), texts, range(len(texts)))
+    assert found.rows() == stream(make_chain(0.77), texts, range(len(texts)))
     assert found.height > 1000
 
 

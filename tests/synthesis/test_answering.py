@@ -199,7 +199,8 @@ def test_a_pair_with_a_side_that_is_no_answer_is_dropped_and_both_calls_are_paid
 
 def test_when_one_side_ends_a_row_the_other_is_still_awaited_and_counted():
     """A call in flight is paid for: it must come back, and be journaled, whatever the other side said."""
-    cast = Cast({"responder": reply(" ")}, latency_s=0.02)
+    cast = Cast({"responder": reply(" ")})
+    cast.engines["rejected"].latency_s = 0.2
     work = Play(DPO, 6, 6, cast=cast).run()
 
     assert work.reasons == {"empty": 6}

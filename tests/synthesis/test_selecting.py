@@ -21,7 +21,8 @@ class NotingGate(ToyGate):
 
     def __init__(self, selected: Selected | None = None, scorer: Scorer = "reward", **predicates: Any) -> None:
         super().__init__(**predicates)
-        self.selected, self.scorer = selected, scorer
+        self.selected = selected
+        self.scorer: Scorer = scorer
         self.offers: list[tuple[list[str], list[float | None], Scorer]] = []
 
     def choose_scorer(self, instruction: str, answer: str) -> Scorer:
