@@ -240,8 +240,8 @@ def estimate(
     changes |= _operation(price_in, price_out, None, None, None, None)
     changes |= _making(writer_lm, responder_lm, judge_lm, rejected_lm, refine, rate, judge_threshold)
     changes |= _choosing(benchmarks, diverse, select, reward_model)
-    config = _load_config(recipe, changes, settings)
-    _estimate("generate", config, out, tokens_per_second, like)
+    stages = _load_stages("generate", recipe, changes, settings, out)
+    _estimate_stages("generate", *stages, tokens_per_second, like)
 
 
 @app.command()
@@ -723,20 +723,14 @@ def _run(
 ) -> None:
     """Build the config and do what is asked with it: show it, estimate it, or run it, stage by stage for a chain."""
     from matrix_dspy import pipeline
-    from matrix_dspy.config import load_stages
 
-    stages = load_stages(recipe) if command == "generate" else [recipe]
-    configs = [_load_config(stage, changes, settings) for stage in stages]
+    stages, configs, paths = _load_stages(command, recipe, changes, settings, out)
     if dry_run:
         for config in configs:
             _show_config(command, config)
         return
-    paths = [out or pipeline.default_folder(config, command) for config in configs]
-    if len(stages) > 1:
-        paths = [(out or Path("runs") / recipe) / stage for stage in stages]
     if estimate:
-        for config, path in zip(configs, paths, strict=True):
-            _estimate(command, config, path, None, None)
+        _estimate_stages(command, stages, configs, paths, None, None)
         return
     _set_up_log(log)
     if configs[0].lm.main.partition("?")[0] == "rehearsal":
@@ -752,6 +746,34 @@ def _run(
             return
         _work(command, config, path, tuple(before), quiet, log)
         before.append(path)  # the next stage lives in the same society
+
+
+def _load_stages(
+    command: str, recipe: str, changes: dict[str, Any], settings: list[str] | None, out: Path | None
+) -> tuple[list[str], list["Config"], list[Path]]:
+    """Return the stages of a recipe, one or the links of a chain, each with its config and its folder."""
+    from matrix_dspy import pipeline
+    from matrix_dspy.config import load_stages
+
+    stages = load_stages(recipe) if command == "generate" else [recipe]
+    configs = [_load_config(stage, changes, settings) for stage in stages]
+    if len(stages) > 1:
+        return stages, configs, [(out or Path("runs") / Path(recipe).stem) / Path(stage).stem for stage in stages]
+    return stages, configs, [out or pipeline.default_folder(configs[0], command)]
+
+
+def _estimate_stages(
+    command: Literal["generate", "simulate"],
+    stages: "Sequence[str]",
+    configs: "Sequence[Config]",
+    paths: "Sequence[Path]",
+    speed: float | None,
+    like: Path | None,
+) -> None:
+    for stage, config, path in zip(stages, configs, paths, strict=True):
+        if len(stages) > 1:
+            typer.echo(f"--- {stage}")
+        _estimate(command, config, path, speed, like)
 
 
 def _work(command: str, config: "Config", path: Path, replay: tuple[Path, ...], quiet: bool, log: str) -> None:

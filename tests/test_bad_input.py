@@ -29,8 +29,12 @@ from tests.toys import ToyEmbedder
 
 SFT = (RECIPES / "kinds" / "sft.toml").read_text("utf-8")
 QUESTIONS = [
-    f"Explain in plain words how a {thing} is cleaned after the winter, and what to look at first of all."
-    for thing in ("violin", "kitchen pump", "garden shed", "bus engine", "letter box", "copper kettle")
+    "Explain in plain words how a violin is cleaned after a long winter in the attic.",
+    "What should somebody look at first when the kitchen pump begins to hum at night?",
+    "Write a short notice that tells the neighbours of the garden party on Saturday.",
+    "Compare the bus and the bicycle for a way of four miles with two heavy bags.",
+    "Give me three reasons why a letter box ought to be emptied before a holiday.",
+    "Which questions would you ask an old man who repairs copper kettles for a living?",
 ]
 
 
@@ -39,7 +43,7 @@ def write_kind(path: Path, line: str = "", old: str = "", new: str = "") -> str:
     text = SFT
     if line:
         key = line.partition(" ")[0]
-        text = line + "\n" + re.sub(rf"(?m)^{key} *=.*\n", "", text)
+        text = line + "\n" + re.sub(rf"(?m)^{key} *=.*\n", "", text, count=1)
     if old:
         assert old in text
         text = text.replace(old, new, 1)
@@ -118,9 +122,9 @@ def test_a_kind_is_called_by_its_name_wherever_its_file_lies(tmp_path: Path):
 def test_an_unknown_language_is_refused_before_anything_is_made(tmp_path: Path):
     path = tmp_path / "run"
     for config in (build_config(synthesis__language="Klingonese"), build_config(synthesis__language="Kannada")):
-        with pytest.raises(ConfigError, match="Klingonese|Kannada"):
+        with pytest.raises(ConfigError, match=r"Klingonese|Kannada"):
             generate(config, path)
-        with pytest.raises(ConfigError, match="Klingonese|Kannada"):
+        with pytest.raises(ConfigError, match=r"Klingonese|Kannada"):
             run_async(estimate_run(config))
         assert not path.exists()
 
@@ -158,7 +162,7 @@ def test_a_dump_of_characters_is_no_text_of_few_words():
 
 def test_a_refused_start_does_not_bind_the_next(tmp_path: Path):
     path = tmp_path / "run"
-    with pytest.raises(ConfigError, match="--set selection.force=true"):
+    with pytest.raises(ConfigError, match=r"--set selection\.force=true"):
         generate(build_config(selection__on=True), path)
     assert generate(build_config(), path).is_complete
     with pytest.raises(RunError, match="holds a run with"):  # now there is something to lose
@@ -278,7 +282,7 @@ def test_curate_takes_the_kind_that_fits_the_rows(tmp_path: Path):
 def test_curate_advises_nothing_that_it_cannot_do(tmp_path: Path):
     curate(write_conversations(tmp_path / "rows.jsonl"), tmp_path / "out")
     other = write_conversations(tmp_path / "rows.jsonl", QUESTIONS[:3])
-    with pytest.raises(RunError, match="give another folder with --out$"):
+    with pytest.raises(RunError, match=r"give another folder with --out$"):
         curate(other, tmp_path / "out")
 
 
@@ -290,6 +294,22 @@ def test_a_benchmark_without_a_prompt_says_how_to_name_one(tmp_path: Path):
         generate(build_config(curation__benchmarks=str(folder)), tmp_path / "run")
     assert """--set 'curation.benchmark_columns={"x.csv" = "..."}'""" in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_more_groups_than_people_are_refused_before_anything_is_made(tmp_path: Path):
+    with pytest.raises(ConfigError, match="200 groups cannot be formed from 8 agents"):
+        generate(build_config(simulation__n_groups=200), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_chain_is_no_recipe_where_one_is_wanted():
+    with pytest.raises(ConfigError, match="is a chain of others; name one of them: type1-sft, type2-dpo"):
+        load_recipe("type1-sft+type2-dpo")
+
+
+def test_a_rehearsal_of_pairs_costs_nothing():
+    made = run_async(estimate_run(build_config(synthesis__kind="dpo"), sample_calls=200))
+    assert made.money is not None and made.money.high == 0.0
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +332,7 @@ def test_a_merged_folder_is_a_run_to_report_and_to_merge_again(tmp_path: Path, r
     assert again.n_rows == merged.n_rows and again.n_dropped == {"exact duplicate": 3}
     assert merge([runs[1], runs[0]], tmp_path / "m").merge_id == merged.merge_id
     for refused in (merged.path, curate(write_conversations(tmp_path / "rows.jsonl"), tmp_path / "c").path):
-        with pytest.raises(RunError, match="put together out of other runs|a run of curate"):
+        with pytest.raises(RunError, match=r"put together out of other runs|a run of curate"):
             pipeline.mark_retries(refused)
 
 

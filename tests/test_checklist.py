@@ -218,6 +218,31 @@ def test_8_each_kind_gives_exactly_n_rows_in_trls_columns(make: Make, kind: str)
         assert all(turn["content"].strip() for turn in turns)
 
 
+@pytest.mark.parametrize("kind", [*COLUMNS, "mine"])
+def test_8_each_kind_is_loaded_by_datasets_and_known_to_trl_also_a_users_own(
+    make: Make, tmp_path: Path, kind: str
+) -> None:
+    """Rule: the rows go into training without glue; a kind needs no more than a TOML file."""
+    from datasets import load_dataset
+    from trl.data_utils import is_conversational
+
+    name = kind
+    if kind == "mine":
+        own = (RECIPES / "kinds" / "multiturn.toml").read_text("utf-8")
+        path = tmp_path / "any-file.toml"
+        path.write_text(own.replace('name = "multiturn"', 'name = "mine"').replace("turns = 3", "turns = 2"), "utf-8")
+        name = str(path)
+    run = make(name)
+
+    for ending, reader in (("jsonl", "json"), ("parquet", "parquet")):
+        file = str(run / "dataset" / f"{kind}.{ending}")
+        rows = load_dataset(reader, data_files=file, split="train", cache_dir=str(tmp_path / reader))
+        assert len(rows) == N
+        assert is_conversational({column: rows[0][column] for column in COLUMNS.get(kind, {"messages"})})
+    if kind == "mine":
+        assert {len(row) for row in rows["messages"]} == {4}
+
+
 def test_8_pairs_set_the_aligned_model_against_the_model_about_to_be_tuned_and_nobody_judges(make: Make) -> None:
     """Rule: chosen = aligned model, rejected = the SFT model about to be tuned; no judge, no reward model."""
     run = make("dpo", **{"synthesis.rate": False})
