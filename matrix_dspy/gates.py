@@ -16,13 +16,13 @@ from rapidfuzz.distance import Levenshtein
 from matrix_dspy.bulk.runner import gather_all
 from matrix_dspy.config import Config, KindConfig, SelectionConfig
 from matrix_dspy.curation import rewarding, selection
-from matrix_dspy.curation.base import Candidate, Filter
+from matrix_dspy.curation.base import Candidate, Filter, apply_filters
 from matrix_dspy.curation.benchmarks import Benchmark, read_benchmarks
 from matrix_dspy.curation.code import check_code_async
 from matrix_dspy.curation.contamination import ContaminationFilter, ContaminationIndex, warn_nearest
 from matrix_dspy.curation.diversity import pick_diverse
-from matrix_dspy.curation.duplicates import ExactFilter, Forgetful, NearDuplicateFilter, SemanticFilter
-from matrix_dspy.curation.filters import LeakFilter, LengthFilter, RefusalFilter, SelfContainedFilter
+from matrix_dspy.curation.duplicates import SemanticFilter
+from matrix_dspy.curation.filters import LeakFilter, RefusalFilter, build_instruction_filters
 from matrix_dspy.curation.language import LanguageFilter, find_language, is_english
 from matrix_dspy.curation.sandbox import isolation, run_program_async
 from matrix_dspy.curation.tagging import find_root_verb
@@ -38,7 +38,7 @@ from matrix_dspy.engine.embedding import Embedder, build_embedder
 from matrix_dspy.errors import ConfigError
 from matrix_dspy.synthesis.gate import Scorer, Selected
 from matrix_dspy.text import count_words
-from matrix_dspy.types import Drop, FilterName, Instruction, Overlap, Profile
+from matrix_dspy.types import Drop, Instruction, Overlap, Profile
 
 NEAR_BY_WORDS, NEAR_BY_MEANING = 0.65, 0.9
 """Cosines from which an item is named as near; by TF-IDF clean texts reached 0.56, prompts less 30 % of words 0.65."""
@@ -62,14 +62,7 @@ class Curator:
 
     def check_instruction(self, row_id: str, text: str, others: Sequence[str]) -> Drop | None:
         """Ask the filters on instructions, in the order of METHOD 3.4; what one drops is nobody's twin."""
-        candidate = Candidate(row_id, text, tuple(others))
-        for place, each in enumerate(self.filters):
-            if (drop := each.judge(candidate)) is not None:
-                for earlier in self.filters[:place]:
-                    if isinstance(earlier, Forgetful):
-                        earlier.forget(row_id)
-                return drop
-        return None
+        return apply_filters(self.filters, Candidate(row_id, text, tuple(others)))
 
     def check_response(self, row_id: str, instruction: str, text: str, *, is_target: bool) -> Drop | None:
         """Ask the filters on responses; what nobody is trained to say may refuse and be in any language."""
@@ -222,23 +215,17 @@ def build_curator(
     calibration: rewarding.Calibration | None = None,
 ) -> Curator:
     """Build the gate of a run from its config, its people and the evaluation sets it must keep clear of."""
-    off = config.curation.off
-    contamination = ContaminationFilter(ContaminationIndex(benchmarks)) if benchmarks else None
-    if "contamination" in off:
-        contamination = None
-    curation = config.curation
-    optional: dict[FilterName, Filter | None] = {
-        "refusal": RefusalFilter(),
-        "length": LengthFilter(curation.min_words, curation.max_words),
-        "language": None if "language" in off else LanguageFilter(config.synthesis.language),
-        "self-contained": SelfContainedFilter(),
-        "exact duplicate": ExactFilter(),
-        "near duplicate": NearDuplicateFilter(curation.shingle_words, curation.near_duplicate, config.seed),
-        "semantic duplicate": _build_semantic(config, embedder),
-        "contamination": contamination,
-    }
-    asked = [each for name, each in optional.items() if each is not None and name not in off]
-    filters: list[Filter] = [LeakFilter(profiles, curation.leak_words, public), *asked]
+    is_checked = bool(benchmarks) and "contamination" not in config.curation.off
+    contamination = ContaminationFilter(ContaminationIndex(benchmarks)) if is_checked else None
+    filters = build_instruction_filters(
+        config.curation,
+        profiles,
+        config.seed,
+        public,
+        language=config.synthesis.language,
+        semantic=_build_semantic(config, embedder),
+        contamination=contamination,
+    )
     return Curator(config, kind, embedder, filters, contamination, list(benchmarks), reward, calibration)
 
 

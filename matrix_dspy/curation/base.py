@@ -1,9 +1,9 @@
 """What a filter is: it looks at one candidate and answers with a `Drop` or None; and texts as filters compare them."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from matrix_dspy.text import words
 from matrix_dspy.types import Drop
@@ -27,9 +27,24 @@ class Filter(Protocol):
         ...
 
 
-def apply_filters(filters: Iterable[Filter], candidate: Candidate) -> Drop | None:
-    """Return the first reason to drop the candidate, or None."""
-    return next((drop for each in filters if (drop := each.judge(candidate)) is not None), None)
+@runtime_checkable
+class Forgetful(Protocol):
+    """A filter that can be told that a row it let pass was dropped by a later one."""
+
+    def forget(self, row_id: str) -> None:
+        """Let the row be no twin of later ones."""
+        ...
+
+
+def apply_filters(filters: Sequence[Filter], candidate: Candidate) -> Drop | None:
+    """Return the first reason to drop the candidate, or None; what one filter drops, those before it forget."""
+    for place, each in enumerate(filters):
+        if (drop := each.judge(candidate)) is not None:
+            for earlier in filters[:place]:
+                if isinstance(earlier, Forgetful):
+                    earlier.forget(candidate.id)
+            return drop
+    return None
 
 
 def normalise(text: str) -> str:

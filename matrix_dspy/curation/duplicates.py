@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -65,16 +65,6 @@ _EDGE = np.uint64(0x9E3779B97F4A7C15)
 # ---- filters: one candidate after the other
 
 
-@runtime_checkable
-@runtime_checkable
-class Forgetful(Protocol):
-    """A filter that can be told that a row it let pass was dropped by a later one."""
-
-    def forget(self, row_id: str) -> None:
-        """Let the row be no twin of later ones."""
-        ...
-
-
 class ExactFilter:
     """Drops a text equal to an earlier one up to case, punctuation and white space."""
 
@@ -97,15 +87,11 @@ class ExactFilter:
 
 
 class NearDuplicateFilter:
-    """Drops a text whose shingles overlap an earlier kept one's; MinHash proposes, true Jaccard decides.
+    """Drops a text whose shingles overlap an earlier kept one's; MinHash proposes, true Jaccard decides."""
 
-    `earlier` are the filters asked before this one; they forget what it drops.
-    """
-
-    def __init__(self, n_shingle: int, threshold: float, seed: int = 0, earlier: Sequence[Forgetful] = ()) -> None:
+    def __init__(self, n_shingle: int, threshold: float, seed: int = 0) -> None:
         self.n_shingle, self.threshold, self.seed = n_shingle, threshold, seed
         self._bands = plan_bands(threshold)
-        self._earlier = tuple(earlier)
         self._index = _BandIndex()
         self._ids: list[str] = []
         self._shingles: list[Hashes | None] = []
@@ -124,8 +110,6 @@ class NearDuplicateFilter:
                 if score > best:
                     best, twin = score, number
         if best >= self.threshold:
-            for each in self._earlier:
-                each.forget(candidate.id)
             return _describe("near duplicate", self._ids[twin], best)
         self._numbers[candidate.id] = len(self._ids)
         self._index.add(keys)
@@ -146,11 +130,9 @@ class SemanticFilter:
     is one of the same words, and the detail says so.
     """
 
-    def __init__(
-        self, embed: Embedder, threshold: float = SEMANTIC_THRESHOLD, earlier: Sequence[Forgetful] = ()
-    ) -> None:
+    def __init__(self, embed: Embedder, threshold: float = SEMANTIC_THRESHOLD) -> None:
         self.threshold = threshold
-        self._embed, self._earlier = embed, tuple(earlier)
+        self._embed = embed
         self._vectors, self._squares = np.zeros((0, 0), np.float32), np.zeros(0)
         self._ids: list[str] = []
         self._numbers: dict[str, int] = {}
@@ -164,8 +146,6 @@ class SemanticFilter:
         scores = _divide(known @ vector, self._squares[:n_kept] * square) if n_kept else np.zeros(1)
         twin = int(scores.argmax())
         if scores[twin] >= self.threshold:
-            for each in self._earlier:
-                each.forget(candidate.id)
             return _describe(
                 "semantic duplicate", self._ids[twin], float(scores[twin]), isinstance(self._embed, TfidfEmbedder)
             )

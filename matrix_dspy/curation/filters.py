@@ -14,6 +14,7 @@ from typing import Any
 from matrix_dspy.config import CurationConfig
 from matrix_dspy.curation.base import Candidate, Drop, Filter
 from matrix_dspy.curation.duplicates import ExactFilter, NearDuplicateFilter
+from matrix_dspy.curation.language import LanguageFilter
 from matrix_dspy.text import count_words, find_contacts, words
 from matrix_dspy.types import FilterName, Profile
 
@@ -99,23 +100,31 @@ class SelfContainedFilter:
 
 
 def build_instruction_filters(
-    config: CurationConfig, profiles: Iterable[Profile], seed: int, public: Iterable[str] = ()
+    config: CurationConfig,
+    profiles: Iterable[Profile],
+    seed: int,
+    public: Iterable[str] = (),
+    *,
+    language: str = "English",
+    semantic: Filter | None = None,
+    contamination: Filter | None = None,
 ) -> list[Filter]:
-    """Return the filters an instruction passes, in the order of METHOD 3.4."""
-    optional: dict[FilterName, Filter] = {
+    """Return the filters an instruction passes, in the order of METHOD 3.4.
+
+    `semantic` and `contamination` are asked where they are given.
+    """
+    optional: dict[FilterName, Filter | None] = {
         "refusal": RefusalFilter(),
         "length": LengthFilter(config.min_words, config.max_words),
+        "language": None if "language" in config.off else LanguageFilter(language),
         "self-contained": SelfContainedFilter(),
         "exact duplicate": ExactFilter(),
         "near duplicate": NearDuplicateFilter(config.shingle_words, config.near_duplicate, seed),
+        "semantic duplicate": semantic,
+        "contamination": contamination,
     }
-    asked = [each for name, each in optional.items() if name not in config.off]
+    asked = [each for name, each in optional.items() if each is not None and name not in config.off]
     return [LeakFilter(profiles, config.leak_words, public), *asked]
-
-
-def build_response_filters(filters: Sequence[Filter]) -> list[Filter]:
-    """Return those of an instruction's filters that a response passes too."""
-    return [each for each in filters if isinstance(each, LeakFilter | RefusalFilter)]
 
 
 def find_refusal(text: str) -> str | None:

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +34,6 @@ N_DIGITS = 6
 """Digits kept of a score."""
 LONGEST_TOKENS = 2**20
 """Beyond this a tokenizer's own limit means that it knows none."""
-
-Ask = Callable[[str, str], Awaitable[int | None]]
-"""Asks a judge for the level (1 to 5) of an instruction's response; None where it gave none."""
 
 
 class Scorer(Protocol):
@@ -497,31 +494,6 @@ def _read_number(value: Any) -> float | None:
     """Return a number of a card, 0 or more; None for anything else."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and math.isfinite(value) and value >= 0 else None
-
-
-class JudgeReward:
-    """Scores by a calibrated judge: `ask` gives the level, the calibration its meaning."""
-
-    def __init__(self, calibration: Calibration, ask: Ask) -> None:
-        self.calibration = calibration
-        self.name = f"{calibration.program} on {calibration.model}"
-        self.noise = calibration.noise
-        self.unscored: Counter[str] = Counter()
-        self._ask = ask
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-    async def score(self, instruction: str, responses: Sequence[str]) -> list[float | None]:
-        """Return for each response the probability of being right; None where the judge gave no level."""
-        levels = await asyncio.gather(*(self._ask(instruction, response) for response in responses))
-        found = (self.calibration.map_level(level) for level in levels)
-        return [_keep("unrated" if value is None else value, self.unscored) for value in found]
 
 
 def _keep(found: float | str, unscored: Counter[str]) -> float | None:

@@ -216,14 +216,6 @@ def explain_no_pair(responses: Iterable[ScoredResponse], settings: SelectionSett
     return "no margin fits"
 
 
-def order_pairs(
-    pairs: Mapping[str, tuple[ScoredResponse, ScoredResponse]], settings: SelectionSettings | None = None
-) -> list[str]:
-    """Return the ids of the instructions, those whose margin is nearest to the best one first."""
-    settings = settings or SelectionSettings()
-    return sorted(pairs, key=lambda id_: (_distance(*pairs[id_], settings), id_))
-
-
 def draw_control(ids: Iterable[str], n: int, seed: int = 0) -> list[str]:
     """Return `n` of `ids` (all of them where there are fewer), drawn at random and sorted.
 

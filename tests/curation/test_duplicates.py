@@ -71,9 +71,8 @@ def make_near_filter() -> NearDuplicateFilter:
 
 
 def make_chain(threshold: float, meaning: float | None = None) -> list[Filter]:
-    exact = ExactFilter()
-    near = NearDuplicateFilter(2, threshold, 0, [exact])
-    return [exact, near, *([SemanticFilter(CountingEmbedder(), meaning, [exact, near])] if meaning else [])]
+    chain: list[Filter] = [ExactFilter(), NearDuplicateFilter(2, threshold)]
+    return [*chain, SemanticFilter(CountingEmbedder(), meaning)] if meaning else chain
 
 
 def stream(filters: Sequence[Filter], texts: Sequence[str], ranks: Sequence[int]) -> list[tuple[object, ...]]:
@@ -219,8 +218,7 @@ def test_a_copy_is_compared_with_what_was_kept_and_not_with_what_was_dropped():
 
 
 def test_a_row_that_a_later_filter_drops_is_no_twin():
-    exact = ExactFilter()
-    near = NearDuplicateFilter(2, 0.6, earlier=[exact])
+    exact, near = ExactFilter(), NearDuplicateFilter(2, 0.6)
     for row_id, text in (("row-1", "a b c d e f"), ("row-2", "a b c d e g")):
         apply_filters([exact, near], Candidate(row_id, text))
 

@@ -9,10 +9,10 @@ from matrix_dspy.curation.filters import (
     RefusalFilter,
     SelfContainedFilter,
     build_instruction_filters,
-    build_response_filters,
     find_refusal,
     read_refusal_version,
 )
+from matrix_dspy.curation.language import LanguageFilter
 from matrix_dspy.types import Profile
 
 PROFILE = Profile(
@@ -335,7 +335,8 @@ def test_a_word_that_only_begins_like_a_name_is_no_name():
 def test_filters_stand_in_the_order_of_the_method():
     order = [type(each) for each in build_instruction_filters(CurationConfig(), [PROFILE], 0)]
 
-    assert order == [LeakFilter, RefusalFilter, LengthFilter, SelfContainedFilter, ExactFilter, NearDuplicateFilter]
+    words = [LeakFilter, RefusalFilter, LengthFilter, LanguageFilter, SelfContainedFilter]
+    assert order == [*words, ExactFilter, NearDuplicateFilter]
 
 
 def test_the_first_filter_that_drops_gives_the_reason():
@@ -364,11 +365,3 @@ def test_a_text_dropped_earlier_is_no_twin_for_later_ones():
 
     assert apply_filters(filters, Candidate("row-1", text, ("Otis Novak",))) is not None
     assert apply_filters(filters, Candidate("row-2", text)) is None
-
-
-def test_a_response_passes_the_filters_on_leaks_and_refusals_only():
-    filters = build_response_filters(build_instruction_filters(CurationConfig(), [PROFILE], 0))
-
-    assert [type(each) for each in filters] == [LeakFilter, RefusalFilter]
-    assert apply_filters(filters, Candidate("row-1", "Yes.")) is None
-    assert apply_filters(filters, Candidate("row-2", "Yes.")) is None

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from matrix_dspy.curation.rewarding import (
     Calibration,
-    JudgeReward,
     PoolingReward,
     TransformersReward,
     build_scorer,
@@ -447,18 +446,3 @@ def test_noise_is_on_the_scale_of_the_probabilities(table, level_noise):
 
     steps = [high - low for low, high in pairwise(table)]
     assert level_noise * min(steps) - 1e-9 <= found.noise <= level_noise * max(steps) + 1e-9
-
-
-def test_a_judges_levels_become_probabilities_and_silence_is_none():
-    levels = {"good": 5, "bad": 1, "odd": None}
-
-    async def ask_judge(instruction: str, response: str) -> int | None:
-        assert instruction == "why"
-        return levels[response]
-
-    scorer = JudgeReward(read_calibration(CARD, "served"), ask_judge)
-    (found,) = asyncio.run(ask(scorer, ("why", ["good", "bad", "odd"])))
-
-    assert found == [0.9, 0.1, None]
-    assert scorer.unscored == Counter(unrated=1)
-    assert scorer.noise > 0

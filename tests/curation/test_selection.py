@@ -18,7 +18,6 @@ from matrix_dspy.curation.selection import (
     draw_control,
     explain_no_pair,
     is_score,
-    order_pairs,
 )
 from matrix_dspy.errors import ConfigError
 
@@ -255,16 +254,6 @@ def test_equally_good_answers_are_told_apart_by_partner_then_model_then_id():
     assert by_id[0].id == "a"
     assert by_partner is not None
     assert by_partner[0].id == "b"
-
-
-def test_pairs_nearest_to_the_best_margin_come_first():
-    pairs = {
-        "far": (respond("a", 0.9), respond("b", 0.3)),
-        "near": (respond("a", 0.9), respond("b", 0.55)),
-        "also": (respond("a", 0.8), respond("b", 0.45)),
-    }
-
-    assert order_pairs(pairs) == ["also", "near", "far"]
 
 
 @given(st.sets(st.text(max_size=4), max_size=30), st.integers(0, 40), st.integers(0, 3), st.randoms())
