@@ -56,7 +56,8 @@ def make_curator(config: Config, kind: KindConfig) -> Curator:
 def make_desk(config: Config, writer: Runner, responder: Runner) -> Desk:
     """Return a desk where one model writes and the other does the rest."""
     runners: dict[Part, Runner] = dict.fromkeys(DESK_PARTS, responder)
-    return Desk(config, runners | {"writer": writer})
+    runners["writer"] = writer
+    return Desk(config, runners)
 
 
 Job = tuple[Config, KindConfig, list[Candidate], int, Desk]

@@ -14,7 +14,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -178,27 +178,31 @@ async def _run(
     programs = list_programs_used(config, kind)
     inputs = _hash_inputs(config, kind, programs)
     estimate = read_estimate(path)
-    async with open_crew(config, parts) as crew, open_trace(config.operation.trace_share) as trace:
+    async with AsyncExitStack() as stack:
+        crew = await stack.enter_async_context(open_crew(config, parts))
+        trace = await stack.enter_async_context(open_trace(config.operation.trace_share))
+        reward, calibration = await stack.enter_async_context(_open_scorer(config, crew))
         main = crew["main"]
-        with RunFolder.open(
-            path, command, config, name_models(crew), replay=replay, has_schemas=main.has_schemas,
-            inputs=inputs | name_schemas(crew),
-        ) as folder:  # fmt: skip
-            if _is_finished(folder, config, kind):
-                return Result(path, config.n, config.n, "complete", was_finished=True)
-            main.engine.journal_into(path / "journal", keep_prompts=config.operation.keep_prompts)
-            runner = Runner(
-                main.engine, folder.journal, config.seed, progress, build_budget(config, parts),
-                structured=main.has_schemas, longest_text=config.lm.longest_text, trace=trace, price=main.price,
-            )  # fmt: skip
-            made = Made(profiles=profiles, bad=bad)
-            async with _open_scorer(config, crew) as (reward, calibration):
-                job = _Job(config, kind, crew, runner, made, folder, benchmarks, reward, calibration)
-                start = Start(datetime.now(UTC), time.monotonic(), await main.engine.read_prefix_cache(), estimate)
-                teller = _Teller(command, job, start, programs)
-                with show_progress(progress, is_quiet=is_quiet):
-                    await _work(job, teller)
-            return await teller.finish()
+        folder = stack.enter_context(
+            RunFolder.open(
+                path, command, config, name_models(crew), replay=replay, has_schemas=main.has_schemas,
+                inputs=inputs | name_schemas(crew),
+            )
+        )  # fmt: skip
+        if _is_finished(folder, config, kind):
+            return Result(path, config.n, config.n, "complete", was_finished=True)
+        main.engine.journal_into(path / "journal", keep_prompts=config.operation.keep_prompts)
+        runner = Runner(
+            main.engine, folder.journal, config.seed, progress, build_budget(config, parts),
+            structured=main.has_schemas, longest_text=config.lm.longest_text, trace=trace, price=main.price,
+        )  # fmt: skip
+        made = Made(profiles=profiles, bad=bad)
+        job = _Job(config, kind, crew, runner, made, folder, benchmarks, reward, calibration)
+        start = Start(datetime.now(UTC), time.monotonic(), await main.engine.read_prefix_cache(), estimate)
+        teller = _Teller(command, job, start, programs)
+        with show_progress(progress, is_quiet=is_quiet):
+            await _work(job, teller)
+        return await teller.finish()
 
 
 async def _work(job: "_Job", teller: "_Teller") -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tarfile
@@ -16,10 +15,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import starter
+from tests.starter import ROOT
+
 settings.register_profile("house", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
 
-ROOT = Path(__file__).parent.parent
 SMALL = ["--n", "40", "--set", "population.n_agents=15"]
 """Flags of a run of a few seconds."""
 
@@ -41,33 +42,25 @@ def shared_data() -> Path:
 
 
 def run_cli(*arguments: str | Path, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+    """Run the command line in a process of its own, whose imports were done before."""
+    return starter.run(*_spare_plots(arguments), folder=cwd or ROOT, timeout=timeout)
+
+
+def run_cold_cli(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a fresh Python, where it matters how that starts."""
     command = [sys.executable, str(ROOT / "cli.py"), *_spare_plots(arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=timeout, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout, check=False)
 
 
-def start_cli(*arguments: str | Path) -> subprocess.Popen[str]:
+def start_cli(*arguments: str | Path) -> starter.Command:
     """Start the command line and do not wait."""
-    command = [sys.executable, str(ROOT / "cli.py"), *_spare_plots(arguments)]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        preexec_fn=_heed_interrupts,
-    )
+    return starter.start(*_spare_plots(arguments))
 
 
 def _spare_plots(arguments: Sequence[str | Path]) -> list[str]:
     """Leave the card's plots out of runs that are not about them: two seconds each."""
     given = list(map(str, arguments))
     return [*given, "--set", "operation.plots=false"] if given[:1] in (["generate"], ["simulate"]) else given
-
-
-def _heed_interrupts() -> None:
-    """Undo what a shell does to commands it runs in the background: they are made deaf to Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def read_outputs(run: Path) -> dict[str, bytes]:
@@ -81,7 +74,7 @@ class Server:
     """A rehearsal server in another process."""
 
     port: int
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | starter.Command
 
     @property
     def url(self) -> str:

@@ -145,17 +145,13 @@ class RunFolder:
         except (OSError, orjson.JSONDecodeError):
             return {}
 
-    def _has_work(self) -> bool:
-        """Whether anything was bought or made; a start that was refused leaves nothing that binds the next one."""
-        journals = self.path.glob("journal/*.jsonl")
-        return (self.path / "tables").exists() or any(file.stat().st_size for file in journals)
-
     def _compare_or_write(self, identity: dict[str, Any], config: Config, replay: tuple[Path, ...]) -> None:
         path = self.path / "run.toml"
-        if self._has_work():
-            if not path.exists():
-                raise RunError(f"{str(self.path)!r} holds tables but no run.toml; give another folder with --out")
-            _refuse_changes(_read_run(path), identity, config, self.path)
+        if path.exists():
+            old = _read_run(path)
+            _refuse_changes(old, identity, config, self.path)
+        elif any(self.path.glob("journal/*.jsonl")) or (self.path / "tables").exists():
+            raise RunError(f"{str(self.path)!r} holds tables but no run.toml; give another folder with --out")
         document = {
             **_begin_document(config.n, identity),
             "operation": _drop_none(config.operation.model_dump()),

@@ -40,10 +40,8 @@ def make_rejected(number: int, reason: str = "leak") -> Rejected:
 
 def make_example(number: int) -> Example:
     messages = (Message(role="user", content="hi\n\u00e9"), Message(role="assistant", content="yes"))
-    ids = {
-        f"{noun}_id": f"{noun}-{number}"
-        for noun in ("instruction", "response", "scenario", "agent", "group", "profile")
-    }
+    nouns = ("instruction", "response", "scenario", "agent", "group", "profile")
+    ids: dict[str, Any] = {f"{noun}_id": f"{noun}-{number}" for noun in nouns}
     return Example(
         example_id=f"example-{number:03d}", messages=messages, kind="sft", type="simple", category="x", model="m", **ids
     )  # fmt: skip
