@@ -5,6 +5,7 @@ and an earlier rank wins over its twin.
 """
 
 import hashlib
+import logging
 import os
 import time
 from collections import Counter
@@ -38,9 +39,13 @@ from matrix_dspy.report.page import write_report
 from matrix_dspy.synthesis.thinking import Thought, find_fault, split_thinking
 from matrix_dspy.types import Drop, Example, Instruction, Message, Overlap, PairExample, Rejected, Response, make_id
 
+log = logging.getLogger("matrix_dspy")
+
 STAGE = "curation"
 CHUNK = 500
 """Rows a worker looks at before it answers."""
+TELL_S = 20.0
+"""Seconds between two words on how far it is."""
 
 
 Verdict = tuple[Drop | None, Drop | None, str | None]
@@ -191,7 +196,12 @@ def _judge_texts(items: Sequence[Item], config: Config, kind: KindConfig, shape:
 
 
 def _note(chunks: Sequence[Sequence[Item]], found: Iterable[list[Verdict]]) -> None:
+    n_rows, n_seen, told = sum(map(len, chunks)), 0, time.monotonic()
     for chunk, verdicts in zip(chunks, found, strict=True):
+        n_seen += len(chunk)
+        if time.monotonic() - told > TELL_S and n_seen < n_rows:
+            told = time.monotonic()
+            log.warning("%s of %s rows looked at", f"{n_seen:,}", f"{n_rows:,}")
         for item, (asked, answered, verb) in zip(chunk, verdicts, strict=True):
             item.drop, item.is_answers_fault = asked or answered, asked is None and answered is not None
             item.root_verb = verb

@@ -22,7 +22,7 @@ from matrix_dspy.bulk.folder import read_config, read_run, read_run_table
 from matrix_dspy.bulk.progress import Progress
 from matrix_dspy.bulk.prompt import Prompt
 from matrix_dspy.bulk.runner import Runner
-from matrix_dspy.config import Config, OperationConfig, apply_kind, load_kind
+from matrix_dspy.config import Config, OperationConfig, SelectionConfig, apply_kind, load_kind
 from matrix_dspy.crew import Part, assign_parts, choose_price
 from matrix_dspy.engine.embedding import Embedder, build_embedder
 from matrix_dspy.engine.rehearsal.engine import MODEL, Dials, count_prompt_tokens
@@ -257,7 +257,7 @@ def shrink_config(config: Config, command: Command, n_profiles: int, sample_call
         "embedder": "tfidf",  # only similarities hang on it, and a model would take longer than the sample
         "lm": config.lm.model_copy(update=dict.fromkeys(config.lm.parts, "") | {"main": _rehearsed(config.lm.main)}),
         "curation": config.curation.model_copy(update={"benchmarks": ""}),
-        "selection": config.selection.model_copy(update={"reward_model": "", "scorer": "judge", "force": True}),
+        "selection": _rehearse_selection(config.selection),
         "population": config.population.model_copy(update={"n_agents": n_agents}),
         "simulation": small.simulation.model_copy(
             update={"scenarios": None if scenarios is None else max(1, round(scenarios * share))}
@@ -265,6 +265,12 @@ def shrink_config(config: Config, command: Command, n_profiles: int, sample_call
         "operation": OperationConfig(),
     }
     return config.model_copy(update=changes)
+
+
+def _rehearse_selection(selection: SelectionConfig) -> SelectionConfig:
+    """Return a selection that needs no model but the sample's: where a reward model would score, the judge does."""
+    scorer = "judge" if selection.reward_model and selection.scorer in ("auto", "reward") else selection.scorer
+    return selection.model_copy(update={"reward_model": "", "scorer": scorer, "force": True})
 
 
 def _take_share(config: Config, share: float, n_agents: int) -> Config:

@@ -43,24 +43,26 @@ def shared_data() -> Path:
 
 def run_cli(*arguments: str | Path, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, whose imports were done before."""
-    return starter.run(*_spare_plots(arguments), folder=cwd or ROOT, timeout=timeout)
+    return starter.run(*spare_plots(arguments), folder=cwd or ROOT, timeout=timeout)
 
 
 def run_cold_cli(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Run the command line in a fresh Python, where it matters how that starts."""
-    command = [sys.executable, str(ROOT / "cli.py"), *_spare_plots(arguments)]
+    command = [sys.executable, str(ROOT / "cli.py"), *spare_plots(arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout, check=False)
 
 
-def start_cli(*arguments: str | Path) -> starter.Command:
+def start_cli(*arguments: str | Path, cwd: Path | None = None) -> starter.Command:
     """Start the command line and do not wait."""
-    return starter.start(*_spare_plots(arguments))
+    return starter.start(*spare_plots(arguments), folder=cwd or ROOT)
 
 
-def _spare_plots(arguments: Sequence[str | Path]) -> list[str]:
-    """Leave the card's plots out of runs that are not about them: two seconds each."""
+def spare_plots(arguments: Sequence[str | Path]) -> list[str]:
+    """Leave the card's plots out of runs that are not about them and do not set them: two seconds each."""
     given = list(map(str, arguments))
-    return [*given, "--set", "operation.plots=false"] if given[:1] in (["generate"], ["simulate"]) else given
+    if given[:1] not in (["generate"], ["simulate"]) or any("operation.plots" in each for each in given):
+        return given
+    return [*given, "--set", "operation.plots=false"]
 
 
 def read_outputs(run: Path) -> dict[str, bytes]:
@@ -157,5 +159,11 @@ def wheel_binaries(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The programs of a fresh environment that holds nothing but the wheel."""
     place = tmp_path_factory.mktemp("wheel") / "venv"
     venv.create(place, with_pip=True)
-    run_outside(place / "bin" / "pip", "install", "-q", wheel, cwd=place)
+    install_outside(place / "bin", wheel)
     return place / "bin"
+
+
+def install_outside(binaries: Path, wanted: str | Path) -> None:
+    """Install into another environment, and leave it to the imports to compile what they need of it."""
+    flags = ["-q", "--no-compile", "--disable-pip-version-check"]
+    run_outside(binaries / "pip", "install", *flags, wanted, cwd=binaries)

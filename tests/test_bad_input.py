@@ -22,7 +22,7 @@ from matrix_dspy.delivery.pushing import plan_push
 from matrix_dspy.delivery.reading import read_dataset
 from matrix_dspy.errors import ConfigError, MatrixError, RunError, TableError
 from matrix_dspy.gates import build_curator, check_selection, load_benchmarks
-from matrix_dspy.planning import estimate_run
+from matrix_dspy.planning import estimate_run, shrink_config
 from matrix_dspy.report.page import write_report
 from matrix_dspy.report.records import read_records
 from tests.toys import ToyEmbedder
@@ -53,7 +53,7 @@ def write_kind(path: Path, line: str = "", old: str = "", new: str = "") -> str:
 
 def build_config(**changes: object) -> Config:
     """Build the config of a run of a few rows in about a second."""
-    small = {"n": 2, "population.n_agents": 8, "operation.refresh_s": 0}
+    small = {"n": 2, "population.n_agents": 8, "operation.refresh_s": 0, "operation.plots": False}
     return load_recipe("preview", small | {key.replace("__", "."): value for key, value in changes.items()})
 
 
@@ -307,9 +307,16 @@ def test_a_chain_is_no_recipe_where_one_is_wanted():
         load_recipe("type1-sft+type2-dpo")
 
 
-def test_a_rehearsal_of_pairs_costs_nothing():
-    made = run_async(estimate_run(build_config(synthesis__kind="dpo"), sample_calls=200))
-    assert made.money is not None and made.money.high == 0.0
+def test_an_estimate_of_a_selection_counts_who_scores(tmp_path: Path):
+    config = build_config(synthesis__kind="reason", selection__on=True, selection__force=True)
+    sizes = shrink_config(config, "generate", 8).selection
+    assert (sizes.scorer, sizes.force) == ("auto", True)
+    rewarded = build_config(selection__on=True, selection__reward_model=str(tmp_path))
+    sizes = shrink_config(rewarded, "generate", 8).selection
+    assert (sizes.scorer, sizes.reward_model) == ("judge", "")
+    made = run_async(estimate_run(config))
+    assert made.money is not None and made.money.high == 0.0  # the model to be trained is a rehearsal too
+    assert "response_judge" not in {stage.program for stage in made.stages}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from matrix_dspy.cli import main
-from tests.conftest import SMALL, run_cli
+from tests.conftest import SMALL, run_cli, spare_plots
 
 QUICK = ["--n", "5", "--set", "population.n_agents=5"]
 FAULTY = ["--n", "15", "--set", "population.n_agents=6", "--lm", "rehearsal?malformed=0.2&truncated=0.1"]
@@ -81,7 +81,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     before = log.handlers[:], log.level, log.propagate
 
     def run(*arguments: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["cli.py", *spare_plots(arguments)])
         code = 0
         try:
             main()
@@ -292,9 +292,10 @@ def test_an_estimate_is_shown_kept_and_set_beside_the_run(tmp_path: Path, call: 
     assert kept["money"]["expected"] > 0
     assert [path.name for path in run.iterdir()] == ["estimate.json"]
 
-    done = call("generate", "-q", *QUICK, "--out", run)
+    done = call("generate", "-q", *QUICK, "--set", "operation.plots=true", "--out", run)
 
     assert done.returncode == 0
+    assert (run / "plots" / "funnel.png").exists()
     card = (run / "README.md").read_text("utf-8")
     assert "| low | expected | high | actual | expected against actual |" in card
     assert "| calls of responder |" in card

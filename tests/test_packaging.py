@@ -1,7 +1,7 @@
 import shutil
 from pathlib import Path
 
-from tests.conftest import ROOT, run_outside
+from tests.conftest import ROOT, install_outside, run_outside
 
 RUN_A_ROW = """
 import matrix_dspy, polars as pl
@@ -32,7 +32,7 @@ def test_the_example_project_works_from_the_wheel_alone(wheel_binaries: Path, tm
     shutil.copytree(
         ROOT / "examples" / "reuse", tmp_path / "reuse", ignore=shutil.ignore_patterns("out", "__pycache__")
     )
-    run_outside(wheel_binaries / "pip", "install", "-q", "pytest", cwd=tmp_path)
+    install_outside(wheel_binaries, "pytest")
 
     where = run_outside(wheel_binaries / "python", "-c", "import sys; print(sys.path)", cwd=tmp_path / "reuse")
     run_outside(wheel_binaries / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path / "reuse")

@@ -13,7 +13,8 @@ import polars as pl
 import pytest
 
 from matrix_dspy.engine.embedding import TfidfEmbedder
-from tests.conftest import SMALL, Server, read_outputs, run_cli, start_cli
+from tests.conftest import SMALL, Server, read_outputs, run_cli, run_cold_cli, start_cli
+from tests.starter import Command
 
 FAULTS = "rehearsal?latency=0.02&tail=0.02&error=0.03&rate=0.03&malformed=0.05&truncated=0.02"
 QUICK = ["--n", "15", "--set", "population.n_agents=6"]
@@ -21,6 +22,13 @@ QUICK = ["--n", "15", "--set", "population.n_agents=6"]
 
 def read_dataset(run: Path) -> pl.DataFrame:
     return pl.read_parquet(run / "dataset" / "sft.parquet")
+
+
+def wait_for_calls(server: Server, n: int, process: Command) -> None:
+    """Wait until a server has answered `n` calls more than now, or its client is over."""
+    n_before = server.stats()["completed"]
+    while server.stats()["completed"] < n_before + n and process.poll() is None:
+        time.sleep(0.02)
 
 
 def test_a_run_keeps_exactly_n_rows_without_exact_duplicates(finished_run: Path) -> None:
@@ -101,9 +109,9 @@ def test_tables_do_not_depend_on_concurrency_or_latency(finished_run: Path, tmp_
 def test_tables_do_not_depend_on_the_process(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for hash_seed in ("1", "2", "3"):
+    for hash_seed in ("1", "2"):
         monkeypatch.setenv("PYTHONHASHSEED", hash_seed)
-        assert run_cli("generate", "-q", *SMALL, "--out", tmp_path / hash_seed).returncode == 0
+        assert run_cold_cli("generate", "-q", *SMALL, "--out", tmp_path / hash_seed).returncode == 0
         assert read_outputs(tmp_path / hash_seed) == read_outputs(finished_run)
 
 
@@ -172,17 +180,17 @@ def test_sigkill_at_random_instants_changes_nothing_and_repeats_at_most_what_was
     unbroken, broken = serve(FAULTS), serve(FAULTS)
     flags = ["-q", *SMALL, "--concurrency", "16"]
     assert run_cli("generate", *flags, "--lm", unbroken.url, "--out", tmp_path / "unbroken").returncode == 0
-    generator, n_kills, n_hit = random.Random(7), 4, 0
+    generator, n_kills = random.Random(7), 4
 
     for _ in range(n_kills):
         process = start_cli("generate", *flags, "--lm", broken.url, "--out", tmp_path / "broken")
-        time.sleep(generator.uniform(1.5, 4.0))
-        n_hit += process.poll() is None
+        wait_for_calls(broken, generator.randint(0, 120), process)
+        time.sleep(generator.uniform(0.0, 0.2))
+        assert process.poll() is None, "the run was over before it was killed"
         process.kill()
         process.communicate()
     done = run_cli("generate", *flags, "--lm", broken.url, "--out", tmp_path / "broken")
 
-    assert n_hit > 0, "every run was over before it was killed"
     assert done.returncode == 0, done.stderr
     assert read_outputs(tmp_path / "broken") == read_outputs(tmp_path / "unbroken")
     assert broken.stats()["repeated"] - unbroken.stats()["repeated"] <= 16 * n_kills

@@ -30,7 +30,9 @@ class Actual:
 
 
 def make_config(**changes: object) -> Config:
-    return load_recipe("tiny", {key.replace("__", "."): value for key, value in changes.items()})
+    return load_recipe(
+        "tiny", {"operation.plots": False} | {key.replace("__", "."): value for key, value in changes.items()}
+    )
 
 
 def estimate(config: Config, command: Literal["generate", "simulate"] = "generate", **options: object) -> Estimate:

@@ -24,7 +24,7 @@ FAILED = ["unparsed", "failed check", "cut off", "empty", "refused by server"]
 
 def work(path: Path, changes: dict[str, Any], **options: Any) -> tuple[pipeline.Result, Progress]:
     progress = Progress()
-    config = load_recipe("tiny", changes)
+    config = load_recipe("tiny", {"operation.plots": False} | changes)
     return asyncio.run(pipeline.generate(config, path, progress=progress, is_quiet=True, **options)), progress
 
 
@@ -242,7 +242,7 @@ def test_every_call_that_can_fail_a_row_is_asked_anew(purpose: str, tmp_path: Pa
     kind, models = OTHERS[purpose]
     run = tmp_path / "run"
     changes = {"n": 6, "population.n_agents": 6, "synthesis.kind": kind, "synthesis.rate": False} | models
-    work(run, changes | {"operation.plots": False})
+    work(run, changes)
     before = read_keys(run)
     failed = pl.read_parquet(run / "tables" / "rejected.parquet").filter(
         pl.col("stage") == "synthesis", pl.col("reason").is_in([*FAILED, "unjudged"])
@@ -250,7 +250,7 @@ def test_every_call_that_can_fail_a_row_is_asked_anew(purpose: str, tmp_path: Pa
 
     n_marked = pipeline.mark_retries(run)
     marked = json.loads((run / "retries.json").read_text())
-    _, progress = work(run, changes | {"operation.plots": False})
+    _, progress = work(run, changes)
 
     new = [key.split("/") for key in read_keys(run)[len(before) :]]
     assert n_marked == len(failed) > 0

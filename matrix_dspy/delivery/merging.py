@@ -305,7 +305,7 @@ def _write(merged: Merged, identity: dict[str, Any], kept: pl.DataFrame, rejecte
     write_parquet(dropped, merged.path / "tables" / "rejected.parquet", merged.merge_id)
     figures = {"command": "merge", "version": __version__, "n_read": merged.n_read, **asdict(merged)}
     del figures["path"]
-    figures |= {"name": merged.path.name, "describe": f"rows of {len(merged.parents)} runs, each kept once"}
+    figures |= {"describe": f"rows of {len(merged.parents)} runs, each kept once"}
     figures |= {"models": identity["models"], "reason": "complete", "is_final": True}
     figures |= {"n_candidates": merged.n_read, "n_kept": merged.n_rows, "n_wanted": merged.n_rows}
     write_made_run(merged.path, merged.n_rows, identity)

@@ -54,11 +54,15 @@ def measure_kappa(labels: Sequence[int], scores: Sequence[int]) -> float:
 
 def measure_spearman(labels: Sequence[float], scores: Sequence[float]) -> float:
     """Return the rank correlation of two lists; 0 where one of them is constant."""
-    from scipy.stats import rankdata
-
     if len(set(labels)) < 2 or len(set(scores)) < 2:
         return 0.0
-    return float(np.corrcoef(rankdata(labels), rankdata(scores))[0, 1])
+    return float(np.corrcoef(_rank(labels), _rank(scores))[0, 1])
+
+
+def _rank(values: Sequence[float]) -> np.ndarray:
+    """Return ranks from 1 up, equal values sharing their mean; several times faster than SciPy's on short lists."""
+    _, places, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[places]
 
 
 def bootstrap(

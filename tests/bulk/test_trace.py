@@ -134,7 +134,9 @@ def test_a_share_of_the_calls_is_traced_the_same_ones_each_time(receiver: Receiv
 
 
 def test_a_runs_calls_are_traced_but_for_the_private_ones(receiver: Receiver, tmp_path: Path) -> None:
-    config = load_recipe("tiny", {"n": 5, "population.n_agents": 5, "operation.trace_share": 1.0})
+    config = load_recipe(
+        "tiny", {"n": 5, "population.n_agents": 5, "operation.trace_share": 1.0, "operation.plots": False}
+    )
 
     result = asyncio.run(pipeline.generate(config, tmp_path / "run", progress=Progress(), is_quiet=True))
 

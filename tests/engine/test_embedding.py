@@ -1,10 +1,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from matrix_dspy.engine import embedding
 from matrix_dspy.engine.embedding import SentenceEmbedder, TfidfEmbedder, build_embedder
 from matrix_dspy.errors import ConfigError, EngineError
 
@@ -101,7 +103,33 @@ def test_another_seed_gives_other_vectors():
     assert not np.array_equal(TfidfEmbedder(CORPUS, 1).embed(CORPUS), TfidfEmbedder(CORPUS, 2).embed(CORPUS))
 
 
-@pytest.mark.parametrize("corpus", [[], [""], ["", ""], ["one text"], ["one text", "two texts"], ["same"] * 5, ["the"]])
+def test_topics_are_the_main_directions_that_numpy_finds():
+    embedder = TfidfEmbedder(CORPUS)
+    weighted: Any = embedder._weights.transform(embedder._count(CORPUS))
+    _, lengths, directions = np.linalg.svd(weighted.toarray(), full_matrices=False)
+    real = lengths[: len(CORPUS) - 1] > 1e-6
+    wanted = directions[: len(CORPUS) - 1][real]
+
+    found = embedder._topics
+
+    assert found is not None and found.shape[1] == real.sum()
+    assert np.allclose(found.T @ found, np.eye(found.shape[1]), atol=1e-6)
+    assert np.allclose(np.abs(np.sum(found.T[::-1] * wanted, axis=1))[:5], 1, atol=1e-6)
+    assert np.allclose(found @ (found.T @ weighted.toarray().T), weighted.toarray().T, atol=1e-6)
+
+
+def test_a_large_corpus_is_fitted_by_iterations_that_come_near(monkeypatch: pytest.MonkeyPatch):
+    exact = TfidfEmbedder(CORPUS).embed(CORPUS)
+    monkeypatch.setattr(embedding, "_N_EXACT", len(CORPUS) - 1)
+
+    near = TfidfEmbedder(CORPUS).embed(CORPUS)
+
+    assert np.allclose(exact @ exact.T, near @ near.T, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "corpus", [[], [""], [""] * 5, ["", ""], ["one text"], ["one text", "two texts"], ["same"] * 5, ["the"]]
+)
 def test_the_smallest_corpora_are_enough(corpus: list[str]):
     embedder = TfidfEmbedder(corpus)
 

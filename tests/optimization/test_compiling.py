@@ -1,14 +1,13 @@
 """Compiling on a testing LM that is served by another process and counts what it is asked."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from matrix_dspy.loading import build_program, hash_state, load_program, read_ca
 from matrix_dspy.optimization.compiling import Compiled, Plan, compile_program, forecast
 from matrix_dspy.optimization.judged import judged_folder, load_judged
 from matrix_dspy.optimization.optimizers import OPTIMIZERS, OptimizerName
-from tests.conftest import ROOT, Server, _wait_until_ready, run_cli
+from tests.conftest import ROOT, Server, _wait_until_ready, run_cli, start_cli
+from tests.starter import Command
 
 BUDGET = 900
 CONCURRENCY = 8
@@ -68,17 +68,61 @@ def measured_judge(testing_lm: Server, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def plan(testing_lm: Server, measured_judge: Path, tmp_path: Path) -> Plan:
     """A compile from the program as written, with a measured judge at hand."""
-    shutil.copytree(measured_judge, tmp_path / "optimized")
+    return build_plan(testing_lm, measured_judge, tmp_path)
+
+
+def build_plan(server: Server, judge: Path, folder: Path) -> Plan:
+    shutil.copytree(judge, folder / "optimized")
     return Plan(
         PROGRAM,
         "gepa",
-        testing_lm.url,
+        server.url,
         budget=BUDGET,
         start="written",
-        out=tmp_path / "optimized",
-        work=tmp_path / "work",
+        out=folder / "optimized",
+        work=folder / "work",
         concurrency=CONCURRENCY,
     )
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished compile, which tests share and leave as it is."""
+
+    plan: Plan
+    compiled: Compiled
+    sent: int
+    """Calls it took."""
+
+    def copy(self, folder: Path) -> Plan:
+        """Return the same plan in folders of its own, where the compile is finished as well."""
+        shutil.copytree(self.plan.out, folder / "optimized")
+        shutil.copytree(self.plan.folder, folder / "work")
+        return replace(self.plan, out=folder / "optimized", work=folder / "work")
+
+
+@pytest.fixture(scope="module")
+def make(
+    testing_lm: Server, measured_judge: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[OptimizerName], Made]:
+    """Compile by an optimizer, once in this module."""
+
+    @cache
+    def compile_once(optimizer: OptimizerName) -> Made:
+        plan = replace(build_plan(testing_lm, measured_judge, tmp_path_factory.mktemp(optimizer)), optimizer=optimizer)
+        before = testing_lm.stats()["requests"]
+        compiled = compile_program(plan)
+        return Made(plan, compiled, testing_lm.stats()["requests"] - before)
+
+    return compile_once
+
+
+@pytest.fixture(scope="module")
+def tuned_judge(testing_lm: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Compiled, Path]:
+    """A response judge that gepa tuned, and the folder of the work."""
+    out, work = tmp_path_factory.mktemp("tuned"), tmp_path_factory.mktemp("tuning")
+    plan = Plan("response_judge", "gepa", testing_lm.url, budget=1500, start="written", out=out, work=work)
+    return compile_program(plan), work
 
 
 def render_elsewhere(path: Path) -> str:
@@ -107,45 +151,46 @@ def render(path: Path) -> str:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_gains_for_sure_within_its_budget_and_is_replayed_without_a_call(
-    optimizer: OptimizerName, plan: Plan, testing_lm: Server
+    optimizer: OptimizerName, make: Callable[[OptimizerName], Made], testing_lm: Server
 ) -> None:
-    before = testing_lm.stats()["requests"]
+    made = make(optimizer)
 
-    compiled = compile_program(replace(plan, optimizer=optimizer))
-
-    sent = testing_lm.stats()["requests"] - before
+    plan, compiled = made.plan, made.compiled
     assert compiled.card["test"]["gain"]["low"] > 0, compiled.card["test"]
-    assert compiled.card["calls"]["total"] == sent <= BUDGET
+    assert compiled.card["calls"]["total"] == made.sent <= BUDGET
     assert compiled.is_default
     assert compiled.path is not None and compiled.path == plan.out / PROGRAM / "default.json"
     assert render(compiled.path) == render_elsewhere(compiled.path)
     assert hash_state(load_program(compiled.path)) != hash_state(build_program(PROGRAM))
 
-    state = compiled.path.read_bytes()
-    again = compile_program(replace(plan, optimizer=optimizer))
+    state, before = compiled.path.read_bytes(), testing_lm.stats()["requests"]
+    again = compile_program(plan)
 
-    assert testing_lm.stats()["requests"] - before == sent
+    assert testing_lm.stats()["requests"] == before
     assert again.path == compiled.path and compiled.path.read_bytes() == state
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_after_sigkill_only_calls_in_flight_are_repeated_and_the_result_is_the_same(
-    optimizer: OptimizerName, plan: Plan, serve_testing_lm: Callable[..., Server], tmp_path: Path
+    optimizer: OptimizerName,
+    make: Callable[[OptimizerName], Made],
+    serve_testing_lm: Callable[..., Server],
+    tmp_path: Path,
 ) -> None:
-    unbroken = compile_program(replace(plan, optimizer=optimizer, work=tmp_path / "unbroken"))
+    plan, unbroken = make(optimizer).plan, make(optimizer).compiled
     slow = serve_testing_lm("--dials", "rehearsal?latency=0.01")
     out = tmp_path / "killed-states"
     shutil.copytree(plan.out, out, ignore=shutil.ignore_patterns(PROGRAM))
-    command = [sys.executable, str(ROOT / "cli.py"), "compile", PROGRAM, "--optimizer", optimizer, "--lm", slow.url]
+    command = ["compile", PROGRAM, "--optimizer", optimizer, "--lm", slow.url]
     command += ["--budget", str(BUDGET), "--start", "written", "--out", str(out), "--work", str(tmp_path / "killed")]
     command += ["--concurrency", str(CONCURRENCY)]
 
     for n_calls in (40, 120) if optimizer == "labeled" else (60, 200):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
+        process = start_cli(*command, cwd=tmp_path)
         wait_for_calls(slow, n_calls, process)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.communicate()
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = run_cli(*command, cwd=tmp_path)
 
     stats = slow.stats()
     assert done.returncode == 0, done.stderr
@@ -155,7 +200,7 @@ def test_after_sigkill_only_calls_in_flight_are_repeated_and_the_result_is_the_s
     assert hash_state(load_program(out / PROGRAM / "default.json")) == hash_state(load_program(unbroken.path))
 
 
-def wait_for_calls(server: Server, n_calls: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_calls(server: Server, n_calls: int, process: Command) -> None:
     for _ in range(2000):
         if server.stats()["requests"] >= n_calls:
             return
@@ -177,8 +222,8 @@ def test_a_budget_that_ends_first_leaves_the_best_so_far(plan: Plan, testing_lm:
     assert least > 0
 
 
-def test_the_card_tells_how_the_state_came_about(plan: Plan) -> None:
-    compiled = compile_program(plan)
+def test_the_card_tells_how_the_state_came_about(make: Callable[[OptimizerName], Made]) -> None:
+    plan, compiled = make("gepa").plan, make("gepa").compiled
 
     assert compiled.path is not None
     card = read_card(compiled.path)
@@ -196,33 +241,32 @@ def test_the_card_tells_how_the_state_came_about(plan: Plan) -> None:
     assert scores["after"].mean() == pytest.approx(card["test"]["after"]["value"], abs=1e-3)
 
 
-def test_a_measured_default_is_kept_where_nothing_better_is_found(plan: Plan) -> None:
-    first = compile_program(replace(plan, optimizer="labeled"))
-    assert first.path is not None and first.is_default
-    state = first.path.read_bytes()
+def test_a_measured_default_is_kept_where_nothing_better_is_found(
+    make: Callable[[OptimizerName], Made], tmp_path: Path
+) -> None:
+    assert make("labeled").compiled.is_default
+    plan = make("labeled").copy(tmp_path)
+    state = (plan.out / PROGRAM / "default.json").read_bytes()
 
-    second = compile_program(replace(plan, optimizer="labeled", start="default", work=plan.folder.with_name("second")))
+    second = compile_program(replace(plan, start="default", work=tmp_path / "second"))
 
     assert not second.is_default
     assert "nothing tried was better than the start" in second.words
-    assert first.path.read_bytes() == state
+    assert (plan.out / PROGRAM / "default.json").read_bytes() == state
 
 
-def test_a_measured_default_that_is_replaced_is_kept_as_previous(plan: Plan) -> None:
-    first = compile_program(replace(plan, optimizer="bootstrap"))
-    assert first.is_default
+def test_a_measured_default_that_is_replaced_is_kept_as_previous_and_never_brought_back(
+    make: Callable[[OptimizerName], Made], tmp_path: Path
+) -> None:
+    assert make("bootstrap").compiled.is_default
+    older = make("bootstrap").copy(tmp_path)
+    first = hash_state(load_program(older.out / PROGRAM / "default.json"))
 
-    second = compile_program(replace(plan, start="default", work=plan.folder.with_name("second")))
+    newer = compile_program(replace(older, optimizer="gepa", start="default", work=tmp_path / "newer"))
 
-    assert second.is_default, second.words
-    assert hash_state(load_program(plan.out / PROGRAM / "previous.json")) != hash_state(load_program(second.path or ""))
-
-
-def test_a_compile_that_is_run_again_does_not_bring_an_older_default_back(plan: Plan) -> None:
-    older = replace(plan, optimizer="bootstrap", work=plan.folder.with_name("older"))
-    assert compile_program(older).is_default
-    newer = compile_program(replace(plan, start="default", work=plan.folder.with_name("newer")))
-    assert newer.is_default and newer.path is not None
+    assert newer.is_default and newer.path is not None, newer.words
+    assert hash_state(load_program(older.out / PROGRAM / "previous.json")) == first
+    assert hash_state(load_program(newer.path)) != first
     state = newer.path.read_bytes()
 
     again = compile_program(older)
@@ -291,10 +335,10 @@ def test_a_judge_that_was_not_measured_on_the_model_is_refused(plan: Plan, tmp_p
         compile_program(replace(plan, out=tmp_path / "empty"))
 
 
-def test_the_reported_kappa_is_scikit_learns(testing_lm: Server, tmp_path: Path) -> None:
-    compiled = compile_judge(testing_lm, tmp_path)
+def test_the_reported_kappa_is_scikit_learns(tuned_judge: tuple[Compiled, Path]) -> None:
+    compiled, work = tuned_judge
 
-    scores = pl.read_parquet(tmp_path / "work" / "scores.parquet")
+    scores = pl.read_parquet(work / "scores.parquet")
     found = compiled.card["agreement"]["testing-lm"]
     reference = cohen_kappa_score(scores["label"], scores["verdict"], labels=[1, 2, 3, 4, 5], weights="quadratic")
     assert len(scores) == found["n"] >= 24
@@ -302,8 +346,8 @@ def test_the_reported_kappa_is_scikit_learns(testing_lm: Server, tmp_path: Path)
     assert found["kappa"]["value"] > 0.5
 
 
-def test_a_judge_gains_by_tuning_and_reports_pairs_noise_and_calibration(testing_lm: Server, tmp_path: Path) -> None:
-    compiled = compile_judge(testing_lm, tmp_path)
+def test_a_judge_gains_by_tuning_and_reports_pairs_noise_and_calibration(tuned_judge: tuple[Compiled, Path]) -> None:
+    compiled, _ = tuned_judge
 
     found = compiled.card["agreement"]["testing-lm"]
     assert compiled.card["test"]["gain"]["low"] > 0
@@ -312,14 +356,6 @@ def test_a_judge_gains_by_tuning_and_reports_pairs_noise_and_calibration(testing
     assert found["pairs"]["n"] >= 100 and found["pairs"]["is_calibrated"]
     assert found["repeat_noise"]["n"] == 20
     assert 0 <= found["false_accepts"]["value"] < 0.5
-
-
-def compile_judge(server: Server, folder: Path) -> Compiled:
-    return compile_program(
-        Plan(
-            "response_judge", "gepa", server.url, budget=1500, start="written", out=folder / "out", work=folder / "work"
-        )
-    )
 
 
 def test_a_noisy_labellers_kappa_is_scikit_learns_too(serve_testing_lm: Callable[..., Server], tmp_path: Path) -> None:
@@ -416,10 +452,10 @@ def test_a_server_that_goes_away_stops_the_compile_and_loses_nothing(
     plan: Plan, serve_testing_lm: Callable[..., Server], tmp_path: Path
 ) -> None:
     slow = serve_testing_lm("--dials", "rehearsal?latency=0.02")
-    command = [sys.executable, str(ROOT / "cli.py"), "compile", PROGRAM, "--optimizer", "gepa", "--lm", slow.url]
+    command = ["compile", PROGRAM, "--optimizer", "gepa", "--lm", slow.url]
     command += ["--budget", str(BUDGET), "--out", str(plan.out), "--work", str(tmp_path / "gone"), "--patience", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    wait_for_calls(slow, 100, process)  # pyright: ignore[reportArgumentType]
+    process = start_cli(*command, cwd=tmp_path)
+    wait_for_calls(slow, 100, process)
     slow.process.kill()
 
     _, said = process.communicate(timeout=60)
@@ -444,16 +480,18 @@ def test_without_a_model_every_program_is_compiled_by_labeled_and_the_result_is_
     assert (card["optimizer"], card["measured"], card["settings"]["demos"]) == ("labeled", False, 2)
 
 
-def test_labeled_without_a_model_never_replaces_a_measured_default(plan: Plan) -> None:
-    first = compile_program(plan)
-    assert first.path is not None
-    state = first.path.read_bytes()
+def test_labeled_without_a_model_never_replaces_a_measured_default(
+    make: Callable[[OptimizerName], Made], tmp_path: Path
+) -> None:
+    plan = make("gepa").copy(tmp_path)
+    default = plan.out / PROGRAM / "default.json"
+    state = default.read_bytes()
 
     second = compile_program(replace(plan, optimizer="labeled", lm=""))
 
     assert second.path == plan.out / PROGRAM / "labeled.json" and not second.is_default
     assert "the default was measured and stays" in second.words
-    assert first.path.read_bytes() == state
+    assert default.read_bytes() == state
 
 
 def test_a_dry_run_says_calls_and_cost_and_asks_nobody(tmp_path: Path) -> None:
