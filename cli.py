@@ -473,7 +473,8 @@ def curate(
     changes = {"synthesis.kind": kind, "synthesis.language": language, "curation.benchmarks": benchmarks}
     config = _load_config("tiny", changes, settings)
     _set_up_log("plain")
-    path = out or Path("runs") / f"curated-{source.name.partition('.')[0]}"
+    name = source.name.removesuffix(".gz")
+    path = out or Path("runs") / f"curated-{name if source.is_dir() else Path(name).stem}"
     curated = curate_files([source, *(more or [])], path, config, _pairs(columns), workers)
     for line in curated.lines():
         typer.echo(line)
@@ -757,6 +758,8 @@ def _load_stages(
 
     stages = load_stages(recipe) if command == "generate" else [recipe]
     configs = [_load_config(stage, changes, settings) for stage in stages]
+    if command == "generate" and changes.get("n") is None and not any(s.startswith("n=") for s in settings or []):
+        configs = [_take_rows_of_kind(config) for config in configs]
     if len(stages) > 1:
         return stages, configs, [(out or Path("runs") / Path(recipe).stem) / Path(stage).stem for stage in stages]
     return stages, configs, [out or pipeline.default_folder(configs[0], command)]
@@ -774,6 +777,14 @@ def _estimate_stages(
         if len(stages) > 1:
             typer.echo(f"--- {stage}")
         _estimate(command, config, path, speed, like)
+
+
+def _take_rows_of_kind(config: "Config") -> "Config":
+    """Let a kind that names a number of rows go before its recipe's."""
+    from matrix_dspy.config import load_kind
+
+    n = load_kind(config.synthesis.kind).n
+    return config if n is None else config.model_copy(update={"n": n})
 
 
 def _work(command: str, config: "Config", path: Path, replay: tuple[Path, ...], quiet: bool, log: str) -> None:

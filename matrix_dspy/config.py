@@ -375,7 +375,7 @@ class KindConfig(Section):
     language: str = "English"
     """The language where none is asked for."""
     n: int | None = Field(default=None, ge=1)
-    """Rows to keep where the command does not say; unset leaves it to the recipe."""
+    """Rows to keep where the command does not say; it goes before the recipe's."""
     judge_threshold: float | None = Field(default=None, ge=1, le=5)
     """Least score of a response by the judge; unset judges none."""
     turns: int = Field(default=3, ge=2, le=5)

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from matrix_dspy.bulk.budget import Budget
 from matrix_dspy.bulk.program import open_engine, sends_schemas
 from matrix_dspy.config import Config, KindConfig
-from matrix_dspy.engine.base import Engine
+from matrix_dspy.engine.base import Engine, Usage
 from matrix_dspy.errors import ConfigError
 from matrix_dspy.report.prices import Price, find_price
 from matrix_dspy.text import hide_secrets
@@ -83,6 +83,13 @@ async def open_crew(config: Config, parts: Mapping[Part, str]) -> AsyncIterator[
 
 def _limit_of(config: Config, part: Part) -> int:
     return config.operation.concurrency_of.get(part, config.operation.concurrency)
+
+
+def add_usage(crew: Mapping[Part, Member]) -> Usage:
+    """Return what all engines have done together."""
+    engines = {id(member.engine): member.engine for member in crew.values()}
+    usages = [engine.usage for engine in engines.values()]
+    return Usage(**{each.name: sum(getattr(usage, each.name) for usage in usages) for each in fields(Usage)})
 
 
 def name_models(crew: Mapping[Part, Member]) -> dict[str, str]:

@@ -163,7 +163,14 @@ def _describe_selection(made: Made) -> dict[str, Any] | None:
         for key, row in rows.items()
     }
     known = {key: level if level != "unrated" else None for key, level in difficulties.items()}
-    return describe_selection(made.curator.decisions, categories, known)
+    told = describe_selection(made.curator.decisions, categories, known)
+    calibration = made.curator.calibration
+    is_uncalibrated = calibration is not None and not calibration.is_calibrated
+    return told | {
+        "k": made.curator.config.selection.k,
+        "scorer": made.curator.config.selection.scorer,
+        "is_uncalibrated": is_uncalibrated,
+    }
 
 
 def _sum_cost(crew: Mapping[Part, Member], progress: Progress) -> float | None:

@@ -30,6 +30,7 @@ from matrix_dspy.config import Config, KindConfig, apply_kind, load_kind
 from matrix_dspy.crew import (
     Member,
     Part,
+    add_usage,
     assign_parts,
     build_budget,
     name_models,
@@ -171,6 +172,8 @@ async def _run(
         count_groups(len(profiles), config.simulation.n_groups, config.simulation.max_group_size)
     if kind is not None:
         check_language(config)
+        if config.synthesis.refine and kind.shape not in REFINED:
+            log.warning("--refine does nothing for kind %r: conversations and reasoning are not revised", kind.name)
     benchmarks = load_benchmarks(config) if kind is not None else []
     check_sandbox(config, kind)
     check_selection(config, kind)
@@ -262,7 +265,7 @@ class _Teller:
         )  # fmt: skip
         job.folder.write_figures(told)
         main = job.crew["main"]
-        source = Source(job.config, job.kind.name if job.kind else "", main.engine.usage, main.has_schemas)
+        source = Source(job.config, job.kind.name if job.kind else "", add_usage(job.crew), main.has_schemas)
         await asyncio.to_thread(write_card, job.folder.path, source, self.command)
 
 

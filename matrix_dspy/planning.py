@@ -318,7 +318,7 @@ def measure_run(path: Path, name: str = "", seconds: float = 0.0) -> Measured:
     calls = _read_calls(path / "journal")
     try:
         tables = {noun: read_run_table(path, noun) for noun in ("agents", "groups", "events", "scenarios", "rejected")}
-        state = orjson.loads((path / "state.json").read_bytes())
+        state = orjson.loads((path / "ended.json").read_bytes())
     except (MatrixError, OSError, orjson.JSONDecodeError) as error:
         raise RunError(f"{str(path)!r} holds no finished run to measure ({error}); finish it first") from error
     rejected, scenarios = tables["rejected"], tables["scenarios"]

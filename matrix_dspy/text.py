@@ -33,8 +33,22 @@ _INVISIBLE = {
 """Marks that change direction or order of text, or hide in it; joiners that scripts and emoji need are kept."""
 _CONTROL = {code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 _REMOVED = dict.fromkeys(_INVISIBLE | _CONTROL)
-_SUSPECT = re.compile("[\ud800-\udfff" + "".join(map(chr, sorted(_REMOVED))) + r"]|\[\[|<\||<<CUSTOM|\n{4}")
-"""Anything `clean_text` might change; most texts hold none of it."""
+
+
+def _list_ranges(codes: Iterable[int]) -> str:
+    """Write characters as ranges of a pattern; `re` looks characters beyond U+FFFF up one by one otherwise."""
+    ranges: list[list[int]] = []
+    for code in sorted(codes):
+        if ranges and code == ranges[-1][1] + 1:
+            ranges[-1][1] = code
+        else:
+            ranges.append([code, code])
+    return "".join(f"{re.escape(chr(first))}-{re.escape(chr(last))}" for first, last in ranges)
+
+
+_SUSPECT_SIGN = re.compile(f"[{_list_ranges({*_REMOVED, *range(0xD800, 0xE000)})}]")
+_SUSPECT_RUNS = ("[[", "<|", "<<CUSTOM", "\n\n\n\n")
+"""With the signs above, anything `clean_text` might change; most texts hold none of it. One pattern would be slow."""
 _SECRET = re.compile(r"(?:^|[_-])(?:api_?key|key|token|secret|password|passwd|pwd|auth)$", re.IGNORECASE)
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
@@ -68,7 +82,7 @@ def clean_text(text: str) -> str:
 
     Line ends become newlines, more than two empty lines become two, outer blanks go. Idempotent.
     """
-    if _SUSPECT.search(text) is None:
+    if _SUSPECT_SIGN.search(text) is None and not any(run in text for run in _SUSPECT_RUNS):
         return text.strip()
     text = text.replace("\r\n", "\n").replace("\r", "\n").translate(_REMOVED)
     text = replace_surrogates(text)

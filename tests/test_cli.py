@@ -221,7 +221,7 @@ def test_a_key_in_the_environment_is_never_written(tmp_path: Path, monkeypatch: 
     written = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
     assert b"sk-very-secret" not in written
     assert "sk-very-secret" not in done.stdout + done.stderr
-    assert json.loads((tmp_path / "run" / "state.json").read_text())["reason"] == "complete"
+    assert json.loads((tmp_path / "run" / "ended.json").read_text())["reason"] == "complete"
 
 
 def count_calls(run: Path) -> int:

@@ -152,7 +152,7 @@ def test_a_limit_on_calls_stops_and_the_same_command_goes_on(finished_run: Path,
     run = tmp_path / "run"
 
     first = run_cli("generate", "-q", *SMALL, "--max-calls", "200", "--out", run)
-    state = json.loads((run / "state.json").read_text())
+    state = json.loads((run / "ended.json").read_text())
     second = run_cli("generate", "-q", *SMALL, "--out", run)
 
     assert first.returncode == 3

@@ -80,7 +80,7 @@ def test_after_a_retry_the_same_command_has_nothing_left_to_pay(run: Path) -> No
     outputs, keys = read_outputs(run), read_keys(run)
 
     result, progress = work(run, FAULTY)
-    (run / "state.json").unlink()
+    (run / "ended.json").unlink()
     again, replayed = work(run, FAULTY)
 
     assert result.was_finished and progress.n_calls == 0

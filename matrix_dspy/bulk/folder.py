@@ -121,8 +121,8 @@ class RunFolder:
         write_text(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode() + "\n", self.path / "figures.json")
 
     def write_state(self, state: dict[str, Any]) -> None:
-        """Note how the last start ended, in `state.json`."""
-        write_text(orjson.dumps(state, option=orjson.OPT_INDENT_2).decode() + "\n", self.path / "state.json")
+        """Note how the last start ended, in `ended.json`."""
+        write_text(orjson.dumps(state, option=orjson.OPT_INDENT_2).decode() + "\n", self.path / "ended.json")
 
     def read_retries(self) -> dict[str, dict[str, int]]:
         """Return how often failed rows were asked for anew, by program and instruction id."""
@@ -141,7 +141,7 @@ class RunFolder:
     def read_state(self) -> dict[str, Any]:
         """Return how the last start ended; empty when none has."""
         try:
-            return orjson.loads((self.path / "state.json").read_bytes())
+            return orjson.loads((self.path / "ended.json").read_bytes())
         except (OSError, orjson.JSONDecodeError):
             return {}
 

@@ -132,7 +132,9 @@ def _chart_tables(
     if not found:
         return None
     labels = list(dict.fromkeys(label for _, _, tabled in found for label, _ in tabled.counts))
-    counted = [(side, dict(tabled.counts), len(gathered.records.rows)) for side, gathered, tabled in found]
+    counted = [
+        (side, dict(tabled.whole or tabled.counts), len(gathered.records.rows)) for side, gathered, tabled in found
+    ]
     series = tuple(
         Series(
             side,

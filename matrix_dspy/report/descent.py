@@ -66,7 +66,7 @@ def describe_row(path: Path, row_id: str) -> Iterator[str]:
     """
     run_id = read_run_id(path)
     noun = row_id.partition("-")[0]
-    rejected = read_run_table(path, "rejected").filter(pl.col("id") == row_id)
+    rejected = _read_rejected(path).filter(pl.col("id") == row_id)
     for row in rejected.iter_rows(named=True):
         yield f"rejected ({row['stage']}): {row['reason']}; {row['detail']}"
         yield from _indent(row["raw_text"])
@@ -85,13 +85,24 @@ def describe_row(path: Path, row_id: str) -> Iterator[str]:
         if noun == "scenario":
             yield from _describe_events(path, run_id, row)
             return
+        if noun == "instruction" and not row["agent_id"]:
+            return  # read from elsewhere: nobody asked it
         if noun == "instruction":
             yield from _describe_agent(path, run_id, _find(path, run_id, "agent", row["agent_id"]) or {})
         if noun not in _PARENTS:
             return
         parent_id = row[_PARENTS[noun]]
         noun = parent_id.partition("-")[0]
+        if not (path / "tables" / f"{_ID_TABLES[noun]}.parquet").is_file():
+            yield f"  its {noun} {parent_id} stands in the run it was merged from"
+            return
         row = _find(path, run_id, noun, parent_id) or {}
+
+
+def _read_rejected(path: Path) -> pl.DataFrame:
+    """Return what was dropped; nothing where there is no such table."""
+    is_there = (path / "tables" / "rejected.parquet").is_file()
+    return read_run_table(path, "rejected") if is_there else pl.DataFrame(schema={"id": pl.String})
 
 
 def _find(path: Path, run_id: str, noun: str, row_id: str, *, must_be: bool = True) -> dict[str, Any] | None:
@@ -112,13 +123,14 @@ def _find(path: Path, run_id: str, noun: str, row_id: str, *, must_be: bool = Tr
 def _describe(noun: str, row: dict[str, Any]) -> Iterator[str]:
     yield f"{noun} {row[f'{noun}_id']}"
     if noun == "example":
-        for message in row["messages"]:
-            yield f"  {message['role']}:"
-            yield from _indent(message["content"], 4)
+        for column in ("messages", "prompt", "chosen", "rejected"):
+            for message in row.get(column) or ():
+                yield f"  {message['role'] if column in ('messages', 'prompt') else column}:"
+                yield from _indent(message["content"], 4)
     elif noun == "response":
         yield f"  by {row['model']}"
     elif noun == "instruction":
-        drawn = ", ".join(row[name] for name in ("kind", "type", "category", "complexity", "style"))
+        drawn = ", ".join(filter(None, (row[name] for name in ("kind", "type", "category", "complexity", "style"))))
         yield f"  {drawn}, rank {row['rank']}"
         yield from _indent(row["text"])
     elif noun == "scenario":

@@ -157,6 +157,8 @@ class Tabled:
     counts: tuple[tuple[str, int], ...]
     n_more: int = 0
     """Different names that are not shown."""
+    whole: tuple[tuple[Any, int], ...] = ()
+    """All values, where some are not shown: another run may show them."""
 
     @property
     def total(self) -> int:
@@ -538,7 +540,7 @@ def _count_names(rows: pl.DataFrame, instructions: pl.DataFrame) -> tuple[Tabled
 
 def _tabulate(name: str, values: pl.Series, n_most: int) -> Tabled:
     counts = _count(values)
-    return Tabled(name, counts[:n_most], max(0, len(counts) - n_most))
+    return Tabled(name, counts[:n_most], max(0, len(counts) - n_most), counts)
 
 
 def _count(values: pl.Series) -> tuple[tuple[Any, int], ...]:

@@ -250,7 +250,7 @@ def _read_status(path: Path, run: dict[str, Any], told: Told, n_made: int) -> tu
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        state = orjson.loads((path / "state.json").read_bytes())
+        state = orjson.loads((path / "ended.json").read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return {}
     return state if isinstance(state, dict) else {}

@@ -138,7 +138,7 @@ def test_the_rehearsal_and_missing_rows_are_warned_of(tmp_path: Path):
     run = write_run(tmp_path / "run", [("a b c", "d")], model="rehearsal", is_finished=False)
     (tmp_path / "other").mkdir()
     other = write_run(tmp_path / "other" / "run", [("a b c", "d")])
-    (other / "state.json").write_text('{"reason": "the agents fell quiet", "n": 5, "kept": 1}')
+    (other / "ended.json").write_text('{"reason": "the agents fell quiet", "n": 5, "kept": 1}')
 
     assert [warning.split(";")[0] for warning in plan_push(run, "x").warnings] == [
         "rows were written by the rehearsal engine, a stand-in",
