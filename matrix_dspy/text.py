@@ -35,7 +35,7 @@ _CONTROL = {code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not
 _REMOVED = dict.fromkeys(_INVISIBLE | _CONTROL)
 
 
-def _list_ranges(codes: Iterable[int]) -> str:
+def list_ranges(codes: Iterable[int]) -> str:
     """Write characters as ranges of a pattern; `re` looks characters beyond U+FFFF up one by one otherwise."""
     ranges: list[list[int]] = []
     for code in sorted(codes):
@@ -46,7 +46,7 @@ def _list_ranges(codes: Iterable[int]) -> str:
     return "".join(f"{re.escape(chr(first))}-{re.escape(chr(last))}" for first, last in ranges)
 
 
-_SUSPECT_SIGN = re.compile(f"[{_list_ranges({*_REMOVED, *range(0xD800, 0xE000)})}]")
+_SUSPECT_SIGN = re.compile(f"[{list_ranges({*_REMOVED, *range(0xD800, 0xE000)})}]")
 _SUSPECT_RUNS = ("[[", "<|", "<<CUSTOM", "\n\n\n\n")
 """With the signs above, anything `clean_text` might change; most texts hold none of it. One pattern would be slow."""
 _SECRET = re.compile(r"(?:^|[_-])(?:api_?key|key|token|secret|password|passwd|pwd|auth)$", re.IGNORECASE)

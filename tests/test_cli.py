@@ -276,7 +276,7 @@ def test_retry_of_a_simulation_is_refused(tmp_path: Path, call: Call) -> None:
     done = call("retry", tmp_path / "run")
 
     assert (made.returncode, done.returncode) == (0, 1)
-    assert "holds a simulation; retry is for rows of a data set" in done.stderr
+    assert "holds a simulation; retry is for rows that generate made" in done.stderr
 
 
 def test_an_estimate_is_shown_kept_and_set_beside_the_run(tmp_path: Path, call: Call) -> None:

@@ -94,7 +94,7 @@ def test_an_estimate_from_fewer_agents_is_near_what_the_run_takes(tmp_path: Path
 
 
 def test_an_estimate_from_fewer_rounds_is_near_what_the_run_takes(tmp_path: Path):
-    config = make_config(n=300, population__n_agents=12)
+    config = make_config(n=200, population__n_agents=12)
     actual = really_run(config, tmp_path / "run")
 
     made = estimate(config, sample_calls=500)

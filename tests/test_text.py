@@ -1,3 +1,4 @@
+import re
 import time
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from matrix_dspy.text import (
     count_words,
     estimate_tokens,
     find_contacts,
+    list_ranges,
     one_line,
     remove_contacts,
     shorten,
@@ -25,6 +27,14 @@ FRAGMENTS = [
     "\u200d", "\ud800", " ", "a", "\u00ad", "\u00a0",
 ]  # fmt: skip
 hostile = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=5)), max_size=14).map("".join)
+
+
+@given(st.sets(st.one_of(st.integers(0, 0x10FFFF), st.integers(0x20, 0x7F), st.integers(0xFFF0, 0x1000F)), min_size=1))
+def test_ranges_of_characters_hold_these_and_no_others(codes: set[int]):
+    pattern = re.compile(f"[{list_ranges(codes)}]")
+    near = {near for code in codes for near in (code - 1, code, code + 1) if 0 <= near <= 0x10FFFF}
+
+    assert {code for code in near if pattern.match(chr(code))} == codes
 
 
 def measure_seconds(work: Callable[[str], object], text: str) -> float:

@@ -30,7 +30,7 @@ import rensa
 from matrix_dspy.curation.base import Candidate, Drop
 from matrix_dspy.engine.embedding import Embedder, TfidfEmbedder
 from matrix_dspy.errors import ConfigError, TableError
-from matrix_dspy.text import replace_surrogates
+from matrix_dspy.text import list_ranges, replace_surrogates
 
 _rensa: Any = rensa  # a compiled module without types
 Hashes = np.ndarray
@@ -633,7 +633,7 @@ _CHARACTER = (
 def _compile_units() -> re.Pattern[str]:
     """Return the pattern of units where marks belong to the letter before them."""
     codes = [code for code in range(0x300, 0x20000) if unicodedata.category(chr(code)) in ("Mn", "Mc")]
-    marks = "".join(map(chr, codes))
+    marks = list_ranges(codes)
     letter = rf"(?:[^\W{_CHARACTER}]|[{marks}])"
     return re.compile(rf"[{_CHARACTER}][{marks}]*|{letter}+(?:['’]{letter}+)*|{_SIGN}")
 
