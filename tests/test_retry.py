@@ -169,7 +169,7 @@ def test_a_card_tells_what_each_program_took(faulty: Path) -> None:
         n_calls = sum(key.split("/")[3].partition("+")[0] == program for key in keys)
         (line,) = [line for line in took.splitlines() if line.startswith(f"| {program.replace('_', chr(92) + '_')} |")]
         assert line.split("|")[2].strip() == str(n_calls)
-    assert f"in the last start {len(keys)} requests were sent" in took
+    assert f"In the last start {len(keys)} requests were sent to all models" in took
     assert "Typed answers were asked for in words, with field markers." in took
     assert "No estimate was made before the run" in took
 
