@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from matrix_dspy.commands import evaluate, train
+from matrix_dspy.commands.telling import name_program, read_pairs, run_resumable, set_up_log, tell
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,6 +31,8 @@ app = typer.Typer(
 )
 population = typer.Typer(help="Make and look at profiles.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(population, name="population")
+app.add_typer(train.app, name="train")
+app.add_typer(evaluate.app, name="evaluate")
 
 RecipeOption = Annotated[
     str, typer.Option(help="Recipe: a shipped name (tiny, small, paper, plumbing) or a TOML file.")
@@ -265,8 +270,8 @@ def retry(
             f"no row of the data set of {run} failed; what filters dropped is not asked for again, nor a simulation"
         )
         return
-    _set_up_log(log)
-    _tell(f"{n_marked:,} failed rows are asked for again; those that succeed take the places their rank gives them")
+    set_up_log(log)
+    tell(f"{n_marked:,} failed rows are asked for again; those that succeed take the places their rank gives them")
     changes = {"lm.main": lm, "population.profiles": profiles, "operation.concurrency": concurrency}
     config = change_config(config, {key: value for key, value in changes.items() if value is not None})
     _work(command, config, run, read_replay(run), quiet, log)
@@ -283,7 +288,7 @@ def doctor(
     from matrix_dspy.engine.spec import build_engine
     from matrix_dspy.report.doctor import examine
 
-    _set_up_log("plain")
+    set_up_log("plain")
 
     async def work() -> bool:
         is_reached = True
@@ -382,7 +387,7 @@ def label(
     path = out or Path("judged") / f"{name}.jsonl"
     n = labelling.label(name, path, source, input, typer.echo, seed)
     if n:
-        typer.echo(f"next: {_program()} compile {name} --judged {shlex.quote(str(path))} --lm ...")
+        typer.echo(f"next: {name_program()} compile {name} --judged {shlex.quote(str(path))} --lm ...")
 
 
 @app.command()
@@ -445,9 +450,61 @@ def preview(
     changes = {"n": n, "synthesis.kind": kind, "synthesis.need": need, "synthesis.type": type_, "lm.main": lm}
     changes |= {"lm.judge": judge_lm, "lm.rejected": rejected_lm, "synthesis.refine": refine, "seed": seed}
     config = _load_config("preview", changes | {"population.profiles": profiles}, settings)
-    _set_up_log("plain")
+    set_up_log("plain")
     for line in run_async(make_preview(config)):
         typer.echo(line)
+
+
+@app.command()
+def ablate(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="ABLATION", help="communication, agents, types, filters, selection, or a file."),
+    ],
+    model: Annotated[str, typer.Option("--model", help="Model that every variant tunes: a folder, or a name.")],
+    recipe: Annotated[str | None, typer.Option(help="Recipe or chain that variants begin from.")] = None,
+    n: Annotated[int | None, typer.Option(min=1, help="Rows of every stage, the same for all variants.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", min=0, help="A seed. Repeatable.")] = None,
+    measure: Annotated[
+        str, typer.Option(help="winrate, arena, ratings, safety, code, math or ifeval; needs --prompts.")
+    ] = "winrate",
+    prompts: Annotated[Path | None, typer.Option(help="Questions to measure by, where the file names none.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions to take at the most.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")] = 1024,
+    lm: LMOption = None,
+    judge_lm: JudgeLMOption = None,
+    settings: SetOption = None,
+    preset: Annotated[str | None, typer.Option(help="Training preset or TOML file.")] = None,
+    training: Annotated[
+        list[str] | None, typer.Option("--train", help="Any training setting, as key=value. Repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write. Default: runs/ablation-<name>.")] = None,
+    concurrency: ConcurrencyOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Does the data help? Tune and measure variants of equal size and seeds, and print the table with intervals."""
+    from matrix_dspy.ablating import load_ablation, run_ablation
+    from matrix_dspy.config import parse_setting
+    from matrix_dspy.evaluation.asking import AskOptions
+
+    set_up_log("plain")
+    changes: dict[str, Any] = {"recipe": recipe, "n": n, "seeds": seeds or None, "preset": preset}
+    given = {"lm.main": lm, "lm.judge": judge_lm, "operation.concurrency": concurrency}
+    for key, value in [*given.items(), *(parse_setting(text) for text in settings or [])]:
+        if value is not None:
+            changes.setdefault("data", {})[key] = value
+    if training:
+        changes["training"] = dict(parse_setting(text) for text in training)
+    if prompts is not None:
+        measured = {"kind": measure, "questions": str(prompts), "judge": judge_lm or "", "max_tokens": max_tokens}
+        changes["measures"] = [measured | ({} if limit is None else {"limit": limit})]
+    config = load_ablation(name, changes)
+    folder = out or Path("runs") / f"ablation-{Path(name).stem}"
+    options = AskOptions(concurrency or 32, is_quiet=quiet)
+    ablation = run_resumable(run_ablation(config, model, folder, options, typer.echo, is_quiet=quiet))
+    for line in ablation.lines():
+        typer.echo(line)
+    typer.echo(f"written:  {folder}/README.md and ablation.json")
 
 
 @app.command()
@@ -472,13 +529,13 @@ def curate(
 
     changes = {"synthesis.kind": kind, "synthesis.language": language, "curation.benchmarks": benchmarks}
     config = _load_config("tiny", changes, settings)
-    _set_up_log("plain")
+    set_up_log("plain")
     name = source.name.removesuffix(".gz")
     path = out or Path("runs") / f"curated-{name if source.is_dir() else Path(name).stem}"
-    curated = curate_files([source, *(more or [])], path, config, _pairs(columns), workers)
+    curated = curate_files([source, *(more or [])], path, config, read_pairs(columns), workers)
     for line in curated.lines():
         typer.echo(line)
-    typer.echo(f"next:     {_program()} report {shlex.quote(str(path))}")
+    typer.echo(f"next:     {name_program()} report {shlex.quote(str(path))}")
 
 
 @app.command()
@@ -512,7 +569,7 @@ def export(
     """Write a data set in the form another tool reads."""
     from matrix_dspy.delivery.exporting import export as export_data
 
-    exported = export_data(source, format_, out, model=model, columns=_pairs(columns))
+    exported = export_data(source, format_, out, model=model, columns=read_pairs(columns))
     typer.echo(f"{exported.n_rows:,} rows: {', '.join(map(str, exported.paths))}")
     for reason, count in exported.left_out.items():
         typer.echo(f"left out: {count:,}, {reason}")
@@ -535,7 +592,7 @@ def merge(
     typer.echo(f"{merged.n_rows:,} rows: {merged.path}")
     for reason, count in merged.n_dropped.items():
         typer.echo(f"dropped:  {count:,}, {reason}")
-    typer.echo(f"next:     {_program()} report {shlex.quote(str(out))}")
+    typer.echo(f"next:     {name_program()} report {shlex.quote(str(out))}")
 
 
 @app.command()
@@ -579,7 +636,7 @@ def compose(
 
     write_profiles(compose_profiles(n, seed), out)
     typer.echo(f"{n:,} profiles: {out}")
-    typer.echo(f"next: {_program()} generate --profiles {shlex.quote(str(out))}")
+    typer.echo(f"next: {name_program()} generate --profiles {shlex.quote(str(out))}")
 
 
 @population.command()
@@ -590,7 +647,7 @@ def read(
     """Read a file of profiles and say what was understood of it."""
     from matrix_dspy.population.reading import read_profiles
 
-    profiles, rejected = read_profiles(path, _pairs(columns))
+    profiles, rejected = read_profiles(path, read_pairs(columns))
     n_history = sum(bool(profile.history) for profile in profiles)
     typer.echo(f"{len(profiles):,} profiles, {n_history:,} with a history, {len(rejected):,} rejected")
     for row in rejected[:20]:
@@ -599,7 +656,7 @@ def read(
         described = " ".join(profile.description.split())[:200]
         typer.echo(f"{profile.profile_id}  {profile.name}: {described} ({len(profile.history)} past posts)")
     mapped = "".join(f" --column {shlex.quote(pair)}" for pair in columns or [])
-    typer.echo(f"next: {_program()} generate --profiles {shlex.quote(str(path))}{mapped}")
+    typer.echo(f"next: {name_program()} generate --profiles {shlex.quote(str(path))}{mapped}")
 
 
 def main() -> None:
@@ -643,7 +700,7 @@ def _common(
     return {
         "lm.main": lm,
         "population.profiles": profiles,
-        "population.columns": _pairs(columns) or None,
+        "population.columns": read_pairs(columns) or None,
         "seed": seed,
         "operation.concurrency": concurrency,
         "operation.max_calls": max_calls,
@@ -733,14 +790,14 @@ def _run(
     if estimate:
         _estimate_stages(command, stages, configs, paths, None, None)
         return
-    _set_up_log(log)
+    set_up_log(log)
     if configs[0].lm.main.partition("?")[0] == "rehearsal":
-        _tell("model: rehearsal, a rule-based stand-in; its rows show the form of the data only")
+        tell("model: rehearsal, a rule-based stand-in; its rows show the form of the data only")
     paths = [pipeline.start_fresh(path) if fresh else path for path in paths]
     before = list(replay or ())
     for place, (config, path) in enumerate(zip(configs, paths, strict=True)):
         if place and not pipeline.can_start(config):
-            _tell(
+            tell(
                 f"next is {stages[place]}: its rejected side comes from the model that the stage before trains; tune it"
                 f" on {paths[place - 1]}, serve it, and run the same command with --rejected-lm"
             )
@@ -797,7 +854,7 @@ def _work(command: str, config: "Config", path: Path, replay: tuple[Path, ...], 
         work = getattr(pipeline, command)(config, path, progress=Progress(), replay=replay, is_quiet=quiet)
         result = run_async(work)
     except KeyboardInterrupt:
-        _tell(f"interrupted; nothing is lost, go on with:\n  {_resume_command(path)}")
+        tell(f"interrupted; nothing is lost, go on with:\n  {_resume_command(path)}")
         raise typer.Exit(130) from None
     _say_result(command, config, result)
     if not result.is_complete:
@@ -851,21 +908,7 @@ def _compile(plans: "Sequence[Plan]", quiet: bool) -> None:
         raise typer.Exit(3) from None
     if n_refused:
         raise typer.Exit(1)
-    typer.echo(f"next:     {_program()} programs {plans[0].program if len(plans) == 1 else ''}".rstrip())
-
-
-def _tell(words: str) -> None:
-    """Say something beside the result, in the form of the log."""
-    logging.getLogger("matrix_dspy").warning(words)
-
-
-def _set_up_log(form: str) -> None:
-    from matrix_dspy.bulk.progress import set_up_log
-    from matrix_dspy.errors import ConfigError
-
-    if form not in ("plain", "json"):
-        raise ConfigError(f"no log form {form!r}; write --log plain or --log json")
-    set_up_log(is_json=form == "json")
+    typer.echo(f"next:     {name_program()} programs {plans[0].program if len(plans) == 1 else ''}".rstrip())
 
 
 def _read_time(text: str) -> float:
@@ -904,14 +947,14 @@ def _say_result(command: str, config: "Config", result: "Result") -> None:
         typer.echo(f"data set: {result.path}/dataset/{load_kind(config.synthesis.kind).name}.parquet and .jsonl")
     typer.echo(f"card:     {result.path}/README.md")
     if not result.is_complete:
-        _tell(f"{result.n_wanted - result.n_kept:,} {unit} are missing: {result.reason}")
+        tell(f"{result.n_wanted - result.n_kept:,} {unit} are missing: {result.reason}")
         if result.is_limited:
-            _tell(f"go on with:\n  {_resume_command(result.path)}")
+            tell(f"go on with:\n  {_resume_command(result.path)}")
         else:
             again = f"--from {shlex.quote(str(result.path))} --out NEW-FOLDER"
-            _tell(f"with other settings, add {again} and pay only for what is new")
+            tell(f"with other settings, add {again} and pay only for what is new")
         return
-    typer.echo(f"next:     {_program()} show {shlex.quote(str(result.path))}")
+    typer.echo(f"next:     {name_program()} show {shlex.quote(str(result.path))}")
 
 
 def _resume_command(path: Path) -> str:
@@ -921,21 +964,7 @@ def _resume_command(path: Path) -> str:
         argument == "--out" or argument.startswith("--out=") for argument in arguments
     ):
         arguments += ["--out", str(path)]
-    return f"{_program()} {shlex.join(arguments)}"
-
-
-def _program() -> str:
-    return "python cli.py" if sys.argv[0].endswith("cli.py") else "matrix-dspy"
-
-
-def _pairs(columns: list[str] | None) -> dict[str, str]:
-    from matrix_dspy.errors import ConfigError
-
-    pairs = [text.partition("=") for text in columns or []]
-    for field, equals, column in pairs:
-        if not (field and equals and column):
-            raise ConfigError(f"cannot read --column {field + equals + column!r}; write --column name=realname")
-    return {field: column for field, _, column in pairs}
+    return f"{name_program()} {shlex.join(arguments)}"
 
 
 if __name__ == "__main__":

@@ -67,6 +67,9 @@ SAMPLING: dict[str, SamplingConfig] = {
     "pair_judge": SamplingConfig(temperature=0.0, max_tokens=384),
     "output_judge": SamplingConfig(temperature=0.0, max_tokens=384),
     "safety_judge": SamplingConfig(temperature=0.0, max_tokens=384),
+    "arena_judge": SamplingConfig(temperature=0.0, max_tokens=512),
+    "rating_judge": SamplingConfig(temperature=0.0, max_tokens=512),
+    "attack_judge": SamplingConfig(temperature=0.0, max_tokens=384),
     "converser": SamplingConfig(temperature=0.7, top_p=0.9, max_tokens=2048),
     "follow_up_writer": SamplingConfig(temperature=0.9, max_tokens=384),
     "critic": SamplingConfig(temperature=0.5, max_tokens=1024),
@@ -504,6 +507,19 @@ def load_kind(name: str) -> KindConfig:
     return _validate(KindConfig, _read_toml(path), path)
 
 
+def load_section(kind: type[S], name: str, folder: Path, noun: str, changes: Mapping[str, Any] | None = None) -> S:
+    """Load a section of one's own from the TOML file `name`, in `folder` or at a path, with changes applied.
+
+    Raises:
+        ConfigError: no such file, unknown key, or a value out of bounds; `noun` is what the sentence calls the file.
+    """
+    path = _find_toml(name, folder, noun)
+    values = _read_toml(path)
+    for key, value in (changes or {}).items():
+        _put(values, key, value)
+    return _validate(kind, values, path, noun)
+
+
 def load_stages(name: str) -> list[str]:
     """Return the stages of a recipe that is a chain of others, as METHOD 3.2 has them; a plain recipe is its own.
 
@@ -598,24 +614,25 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _validate(kind: type[S], values: dict[str, Any], path: Path) -> S:
+def _validate(kind: type[S], values: dict[str, Any], path: Path, noun: str = "kind") -> S:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_say_invalid(kind, error, path)) from error
+        raise ConfigError(_say_invalid(kind, error, path, noun)) from error
 
 
-def _say_invalid(kind: type[Section], error: ValidationError, path: Path) -> str:
+def _say_invalid(kind: type[Section], error: ValidationError, path: Path, noun: str) -> str:
     """Put the first fault into one sentence."""
     fault = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in fault["loc"] if part != "[key]")
-    where = f"recipe {path.stem!r}" if kind is Config else f"the kind file {str(path)!r}"
+    where = f"recipe {path.stem!r}" if kind is Config else f"the {noun} file {str(path)!r}"
     within = "" if kind is Config else f" in {where}"
     if fault["type"] == "extra_forbidden":
         known = _list_keys(kind)
         near = did_you_mean(key, known)
-        shown = "generate --dry-run" if kind is Config else "kinds sft"
-        advice = near if near.startswith("did") else f"see {shown!r} for all of them"
+        shown = {"kind": "see 'kinds sft' for all of them"}.get(noun, f"there are {', '.join(known)}")
+        shown = "see 'generate --dry-run' for all of them" if kind is Config else shown
+        advice = near if near.startswith("did") else shown
         return f"unknown key {key!r} in {where}; {advice}"
     if fault["type"] == "missing":
         return f"{str(path)!r} lacks the key {key!r}; add it"

@@ -48,6 +48,9 @@ PROGRAMS: dict[str, str] = {
     "pair_judge": "judge.PairJudge",
     "output_judge": "judge.OutputJudge",
     "safety_judge": "judge.SafetyJudge",
+    "arena_judge": "judge.ArenaJudge",
+    "rating_judge": "judge.RatingJudge",
+    "attack_judge": "judge.AttackJudge",
     "critic": "critique.Critic",
     "reviser": "critique.Reviser",
 }

@@ -53,6 +53,8 @@ class Outcome:
     """Mean of the levels of the field asked for, by the server's log-probabilities; None where it gives none."""
     thinking: str = ""
     """What was thought before the answer, where the server reports it apart."""
+    is_cut_off: bool = False
+    """Whether plain text was taken though it ended at the token limit."""
 
     @property
     def is_ok(self) -> bool:
@@ -320,7 +322,8 @@ def read_outcome(prompt: Prompt, completion: Completion, asked: "_Asked", number
         return Outcome(None, "", "refused by server", completion.error)
     text = completion.texts[number]
     is_kept = asked.keeps_cut_off and prompt.is_plain
-    if completion.finish_reasons[number] == "length" and not is_kept:
+    is_cut_off = completion.finish_reasons[number] == "length"
+    if is_cut_off and not is_kept:
         return Outcome(None, text, "cut off", "the answer was cut off at the token limit; be shorter")
     if not text.strip():
         return Outcome(None, text, "empty", "the answer was empty")
@@ -338,7 +341,7 @@ def read_outcome(prompt: Prompt, completion: Completion, asked: "_Asked", number
         return Outcome(None, text, "failed check", problem)
     expected = _read_expected(prompt, completion, asked, number) if asked.expect else None
     thinking = clean_text(completion.reasonings[number]) if number < len(completion.reasonings) else ""
-    return Outcome(fields, text, expected=expected, thinking=thinking)
+    return Outcome(fields, text, expected=expected, thinking=thinking, is_cut_off=is_cut_off)
 
 
 def _read_expected(prompt: Prompt, completion: Completion, asked: "_Asked", number: int) -> float | None:

@@ -213,7 +213,7 @@ def _read_file(path: Path, name: str, column: str | None, shared: str | None) ->
         if column is not None:
             raise ConfigError(f"the hash list {str(path)!r} has no columns; name none for it")
         return Benchmark(name, hashes=tuple(_read_hashes(path)))
-    rows = list(_read_rows(path))
+    rows = list(read_rows(path))
     known = list(dict.fromkeys(key for row in rows for key in row))
     listed = ", ".join(map(repr, known[:20])) + (", ..." if len(known) > 20 else "")
     if not rows or not known:
@@ -372,7 +372,8 @@ def _read_hashes(path: Path) -> Iterator[bytes]:
         yield bytes.fromhex(line)
 
 
-def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Give the rows of a JSONL, JSON, CSV, TSV or Parquet file, also .gz; TableError when it is none."""
     kind = _read_kind(path)
     if kind in (".jsonl", ".ndjson"):
         yield from _read_json_lines(path)

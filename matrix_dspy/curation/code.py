@@ -180,7 +180,7 @@ def find_tests(tree: ast.Module, has_sessions: bool = False) -> tuple[Found, ...
 
 def build_program(block: PythonBlock, earlier: Sequence[PythonBlock] = ()) -> Program:
     """Return the program that runs a block's own tests, with what earlier blocks define before it."""
-    given = [statement for each in earlier for statement in each.tree.body if isinstance(statement, _DEFINING)]
+    given = [statement for each in earlier for statement in each.tree.body if isinstance(statement, DEFINING)]
     body = [*given, *_prepare(block.tree.body)]
     names = _find_defined(body)
     body = [kept for statement in body if (kept := _drop_own_imports(statement, names)) is not None]
@@ -309,9 +309,10 @@ _PYTHON_SIGN = re.compile(
 """What hints at Python in a block without a label."""
 _PYTHON_ONLY = re.compile(r"^>>> |^\s*(?:async )?def \w+\([^)]*\)\s*(?:->[^:]+)?:\s*(?:#.*)?$", re.MULTILINE)
 """What hardly any other language has."""
-_DEFINING = (
+DEFINING = (
     *(ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign),
 )
+"""Statements that define names."""
 _DISCOVERED: tuple[Discovered, ...] = ("unittest", "function", "doctest")
 _RUNNERS = frozenset({"unittest.main", "pytest.main", "doctest.testmod"})
 

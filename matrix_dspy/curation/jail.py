@@ -10,6 +10,7 @@ which closes the job before the code starts; the code runs in the main thread an
 """
 
 import _thread
+import builtins
 import ctypes
 import errno
 import gc
@@ -344,11 +345,12 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     sys.modules[module.__name__] = sys.modules["__main__"] = module  # this script is not to be found
     sys.argv = [f"{MODULE}.py"]
     pristine = keep_pristine(job["discover"])
+    given = dict(vars(builtins))
     if "random" in job["code"]:
         import random
 
         random.seed(0)
-    trouble = run_source(job["code"], f"{MODULE}.py", module)
+    trouble = run_source(job["code"], f"{MODULE}.py", module.__dict__)
     for owner, name, value in pristine:
         setattr(owner, name, value)
     tests: list[dict[str, Any]] = []
@@ -357,17 +359,27 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     else:
         for name in job["discover"]:
             tests += DISCOVERERS[name](module)
-        tests += [report(f"test {i}", run_source(test, "test.py", module)) for i, test in enumerate(job["tests"], 1)]
+        names = set_apart(module, given, job["entry"]) if job["entry"] else module.__dict__
+        tests += [report(f"test {i}", run_source(test, "test.py", names)) for i, test in enumerate(job["tests"], 1)]
         tests += [report_session(f"session {i}", text, module) for i, text in enumerate(job["sessions"], 1)]
     return {"trouble": trouble, "tests": tests[:MOST_TESTS], "n_tests": len(tests)}
 
 
-def run_source(source: str, file: str, module: ModuleType) -> dict[str, Any] | None:
-    """Run `source` in `module`; returns what it raised, or None."""
+def set_apart(module: ModuleType, given: dict[str, Any], entry: str) -> dict[str, Any]:
+    """Return names for tests that the code can bend no further: its own, and the built-ins as they were given.
+
+    Where the code has put a name of its own before a built-in, only `entry` is taken from it.
+    """
+    own = {name: value for name, value in vars(module).items() if name == entry or name not in given}
+    return {**own, "__name__": module.__name__, "__builtins__": given}
+
+
+def run_source(source: str, file: str, names: dict[str, Any]) -> dict[str, Any] | None:
+    """Run `source` with `names` as its globals; returns what it raised, or None."""
     build, execute, trace, profile = _BUILTINS
     try:
         code: CodeType = build(source, file, "exec", dont_inherit=True)
-        execute(code, module.__dict__)
+        execute(code, names)
     except BaseException as error:
         return describe(error)
     finally:
@@ -428,7 +440,7 @@ def run_functions(module: ModuleType) -> list[dict[str, Any]]:
             continue
         # a coroutine runs only inside a loop
         source = f"import asyncio; asyncio.run({name}())" if code.co_flags & 0x80 else f"{name}()"
-        lines.append(report(name, run_source(source, "test.py", module)))
+        lines.append(report(name, run_source(source, "test.py", module.__dict__)))
     return lines
 
 

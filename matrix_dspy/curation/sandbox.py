@@ -74,6 +74,8 @@ class Program:
     stdin: str = ""
     is_main: bool = False
     """Whether the module's `__name__` is `__main__`."""
+    entry: str = ""
+    """What the tests are of; where given they run apart, and the code can put no other built-in in their way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +304,7 @@ def _open_run(program: Program, limits: Limits, must_isolate: bool, without: Ite
         "sessions": program.sessions,
         "discover": program.discover,
         "is_main": program.is_main,
+        "entry": program.entry,
     }
     with ExitStack() as stack:
         work = tempfile.mkdtemp(prefix="sandbox-")

@@ -3,19 +3,25 @@
 A verifier answers with a share in [0, 1], or None where it does not apply: "could not judge" is never "judged bad".
 """
 
+import ast
+import builtins
 import re
+import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol
 
-from matrix_dspy.curation.code import PYTHON, PythonBlock, build_program, find_code_blocks, parse_python
+from matrix_dspy.curation.code import DEFINING, PYTHON, PythonBlock, build_program, find_code_blocks, parse_python
 from matrix_dspy.curation.sandbox import DEFAULT_LIMITS, Limits, Program, SandboxResult, run_program, run_program_async
 
 MOST_DIGITS = 100
 """Characters of a number; longer runs of digits are none."""
 LEAST_DECIMALS = 2
 """Decimals a response must give to pass for a number that has more."""
+MOST_TRAILING = 200
+"""Lines after code without a fence that are tried as words about it."""
 
 
 class Verifier(Protocol):
@@ -97,21 +103,52 @@ def check_mbpp(problem: Mapping[str, Any], completion: str, limits: Limits = DEF
 
 
 def build_humaneval_program(problem: Mapping[str, Any], completion: str) -> Program:
-    """Return a completion and HumanEval's own `check` on it."""
+    """Return a completion and HumanEval's own `check` on it, apart from what the completion can bend.
+
+    The helpers that the prompt gives are defined anew for the tests.
+    """
     prompt, entry = str(problem["prompt"]), str(problem["entry_point"])
-    code = _take_code(completion)
-    if re.search(rf"^def {re.escape(entry)}\b", code, re.MULTILINE):
-        preamble = prompt[: prompt.rfind(f"def {entry}")]
-        code = f"{preamble}\n{code}"
-    else:
-        code = prompt + code
-    return Program(code, (f"{problem['test']}\n\ncheck({entry})\n",))
+    code = find_code(completion, entry) or completion
+    given = prompt[: prompt.rfind(f"def {entry}")]
+    code = f"{given}\n{code}" if _defines(code, entry) else _complete(prompt, code)
+    return Program(code, (f"{given}\n{problem['test']}\n\ncheck({entry})\n",), entry=entry)
 
 
 def build_mbpp_program(problem: Mapping[str, Any], completion: str) -> Program:
-    """Return code and MBPP's asserts on it, one test each."""
+    """Return code and MBPP's asserts on it, one test each, apart from what the code can bend."""
     setup = str(problem.get("test_setup_code") or "")  # it uses what the code defines
-    return Program(f"{_take_code(completion)}\n{setup}", tuple(problem["test_list"]))
+    tests = tuple(map(str, problem["test_list"]))
+    entry = find_entry(tests)
+    return Program(f"{find_code(completion, entry) or completion}\n{setup}", tests, entry=entry)
+
+
+def find_entry(tests: Sequence[str]) -> str:
+    """Return the name of the function or class that tests call: the first that is no built-in, else the first."""
+    called: list[str] = []
+    for test in tests:
+        try:
+            tree = ast.parse(test)
+        except (SyntaxError, ValueError, RecursionError):
+            continue
+        called += [n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    return next((name for name in called if not hasattr(builtins, name)), called[0] if called else "")
+
+
+def find_code(reply: str, entry: str = "") -> str:
+    """Return the Python of a reply: of its blocks the last that defines `entry`, after what earlier ones define.
+
+    Where no block defines it all blocks that parse are taken, or all if none does. Without blocks it is the reply
+    itself where that parses, else the part of it that begins like a module and parses. Empty where there is no code.
+    """
+    blocks = [each.text for each in find_code_blocks(reply) if each.language in PYTHON or not each.language]
+    if "```" not in reply and "~~~" not in reply:
+        return reply if reply.strip() and _is_module(reply) and not _is_prose(reply) else _find_bare_code(reply)
+    defining = [place for place, text in enumerate(blocks) if entry and _defines(text, entry)]
+    if defining:
+        last = defining[-1]
+        helpers = [text for text in blocks[:last] if not _defines(text, entry) and _only_defines(text)]
+        return "\n\n".join([*helpers, blocks[last]])
+    return "\n\n".join([text for text in blocks if _is_module(text)] or blocks)
 
 
 def check_number(expected: str, response: str) -> float | None:
@@ -145,13 +182,15 @@ def is_same_number(wanted: Number, given: Number) -> bool:
 
 
 def find_final_number(text: str) -> Number | None:
-    """Return the number a text ends in: after `####`, in the last box, after "the answer is", else the last one."""
+    """Return the number a text ends in: after `####`, in the last box, after "the answer is", else the last one.
+
+    `####` counts where a number and nothing else stands on its line, or on the last; elsewhere it is a heading.
+    """
     text = text.translate(_SIGNS).replace("\\%", "%").replace("{,}", ",").replace("\\,", "").replace("\\!", "")
     text = _LATEX_FRACTION.sub(r"(\1)/(\2)", text)
-    marked = text.rpartition("####")[2].strip() if "####" in text else ""
-    for part in (marked.partition("\n")[0], _find_box(text), _find_stated(text)):
+    for part in (_find_marked(text), _find_box(text), _find_stated(text)):
         if part and (numbers := find_numbers(part)):
-            return numbers[0] if part is not text else numbers[-1]
+            return numbers[0]
     numbers = find_numbers(text)
     return numbers[-1] if numbers else None
 
@@ -179,9 +218,16 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
+_ONLY_NUMBER = re.compile(r"[*_$€£\s]*-?[$€£]?\d[\d.,\u202f/]*\s?[%*_.]*")
 _STATED = re.compile(
     r"(?:answer|result|total)\b[^.\n\d]{0,40}?(?:\bis\b|:|=|\bequals\b|\bof\b)[^\n]{0,80}", re.IGNORECASE
 )
+_SENTENCE_END = re.compile(r"[.!?;][*_]*\s|\n")
+
+
+_BEGINNING = re.compile(r"(?:async +def|def|class) +\w+|import +\w|from +[\w.]+ +import\b|@\w")
+_AFTER_BODY = re.compile(r"\n(?=class |def |#|if |print\()")
+"""Where the completion of a function's body is over (arXiv 2107.03374 §2)."""
 
 
 def _read_number(match: re.Match[str]) -> Number | None:
@@ -224,6 +270,14 @@ def _round(value: Fraction, decimals: int) -> Fraction:
     return Fraction(whole if value >= 0 else -whole, 10**decimals)
 
 
+def _find_marked(text: str) -> str:
+    """Return what follows the last `####`, where that is no heading of a section."""
+    if "####" not in text:
+        return ""
+    line, _, rest = text.rpartition("####")[2].strip().partition("\n")
+    return line if not rest.strip() or _ONLY_NUMBER.fullmatch(line.strip()) else ""
+
+
 def _find_box(text: str) -> str:
     """Return what stands in the last `\\boxed{}`, its braces balanced."""
     start = text.rfind("\\boxed{")
@@ -238,9 +292,16 @@ def _find_box(text: str) -> str:
 
 
 def _find_stated(text: str) -> str:
-    """Return what follows the last "the answer is" on its line."""
+    """Return what follows the last "the answer is" on its line; a "result" or "total" must be in the last sentence."""
     matches = list(_STATED.finditer(text))
+    answers = [match for match in matches if match[0][:6].lower() == "answer"]
+    if answers:
+        return answers[-1][0][6:]
     if not matches:
+        return ""
+    after = text[matches[-1].start() :]
+    end = _SENTENCE_END.search(after)
+    if end and find_numbers(after[end.end() :]):
         return ""
     line = matches[-1][0]
     return line[re.match(r"\w+", line).end() :]  # type: ignore[union-attr]
@@ -257,16 +318,58 @@ def _read_python(response: str) -> list[PythonBlock]:
     return blocks
 
 
-def _take_code(completion: str) -> str:
-    """Return the Python of a reply, or the completion itself where it has no fence."""
-    if "```" not in completion and "~~~" not in completion:
-        return completion
-    blocks = [block.text for block in find_code_blocks(completion) if block.language in PYTHON or not block.language]
-    return "\n\n".join(blocks) or completion
+def _find_bare_code(reply: str) -> str:
+    """Return the longest run of lines from the first that begins a module, as far as it parses; empty where none."""
+    lines = reply.split("\n")
+    start = next((place for place, line in enumerate(lines) if _BEGINNING.match(line)), None)
+    if start is None:
+        return ""
+    ends = range(len(lines), max(start, len(lines) - MOST_TRAILING), -1)
+    return next((text for end in ends if _is_module(text := "\n".join(lines[start:end]))), "\n".join(lines[start:]))
+
+
+def _complete(prompt: str, body: str) -> str:
+    """Return a prompt with the body of its function: its first line's indentation, or all of it, may be missing.
+
+    What a model went on to write after the body goes where the whole does not parse.
+    """
+    cut = _AFTER_BODY.split(body, maxsplit=1)[0]
+    forms = [form for text in (body, cut) for form in (text, f"    {text.lstrip()}", textwrap.indent(text, "    "))]
+    return next((prompt + form for form in forms if _is_module(prompt + form)), prompt + body)
+
+
+def _defines(text: str, name: str) -> bool:
+    return re.search(rf"^(?:async +def|def|class) +{re.escape(name)}\b", text, re.MULTILINE) is not None
+
+
+def _only_defines(text: str) -> bool:
+    """Whether a block holds nothing but imports, functions, classes and values of names."""
+    try:
+        return all(isinstance(each, DEFINING) for each in parse_python(text).tree.body)
+    except (SyntaxError, RecursionError):
+        return False
+
+
+def _is_prose(text: str) -> bool:
+    """Whether a text that parses is a word or a number rather than code."""
+    return all(
+        isinstance(each, ast.Expr) and isinstance(each.value, ast.Name | ast.Constant | ast.Tuple)
+        for each in ast.parse(text).body
+    )
 
 
 def _is_coding(text: str) -> bool:
     return re.search(r"^(?:async )?def \w+\(|^class \w+", text, re.MULTILINE) is not None and _parses(text)
+
+
+def _is_module(text: str) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(text)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    return True
 
 
 def _parses(text: str) -> bool:

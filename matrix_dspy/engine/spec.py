@@ -7,7 +7,7 @@ from matrix_dspy.errors import ConfigError
 
 FORMS = (
     "'rehearsal' (with dials: 'rehearsal?latency=0.2'), 'http://host:port/v1' or 'http://host:port/v1#model', "
-    "'vllm:org/model', or a LiteLLM name such as 'openai/gpt-4o-mini'"
+    "'vllm:org/model', 'transformers:path/to/model', or a LiteLLM name such as 'openai/gpt-4o-mini'"
 )
 
 
@@ -33,6 +33,10 @@ def build_engine(spec: str, *, data_parallel: int = 1, **limits: Any) -> Engine:
         from matrix_dspy.engine.vllm import VllmEngine
 
         return VllmEngine.from_spec(spec, data_parallel=data_parallel, **limits)
+    if spec.startswith("transformers:"):
+        from matrix_dspy.engine.transformers import TransformersEngine
+
+        return TransformersEngine.from_spec(spec, **limits)
     provider, _, model = spec.partition("/")
     if provider and model and "://" not in spec and " " not in spec:
         from matrix_dspy.engine.provider import ProviderEngine

@@ -11,11 +11,14 @@ from matrix_dspy.engine.rehearsal.profile import anonymise, check_privacy, set_g
 from matrix_dspy.engine.rehearsal.requests import write_instruction
 from matrix_dspy.engine.rehearsal.scene import Writer
 from matrix_dspy.engine.rehearsal.verdicts import (
+    compare_by_level,
     compare_pair,
     criticise,
     judge_response,
     judge_safety,
+    rate_answer,
     rate_instruction,
+    rate_safety,
     revise,
 )
 
@@ -35,6 +38,9 @@ WRITERS: dict[frozenset[str], Writer] = {
     frozenset({"score", "reason"}): judge_response,
     frozenset({"preference", "reason"}): compare_pair,
     frozenset({"verdict", "reason"}): judge_safety,
+    frozenset({"level", "reason"}): compare_by_level,
+    frozenset({"rating", "reason"}): rate_answer,
+    frozenset({"reason", "helpfulness", "harmlessness", "attack_succeeded"}): rate_safety,
     frozenset({"critique"}): criticise,
     frozenset({"revision"}): partial(revise, revise_from_scratch),
     frozenset({"response"}): write_response,

@@ -1,0 +1,184 @@
+"""A whole recipe of METHOD 3.2: data, tuning, data against the tuned model, tuning again.
+
+    <out>/<stage>         the run folder of a stage's data
+    <out>/<stage>-model   the model tuned on it
+
+The rejected side of a pair comes from the SFT model of the stage before, served here where no address is given. Every
+step is resumable, so the whole is: the same command goes on.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from matrix_dspy import pipeline, training
+from matrix_dspy.bulk.progress import Progress
+from matrix_dspy.config import Config, change_config, load_kind, load_recipe, load_stages, parse_setting
+from matrix_dspy.engine.serving import find_spec
+from matrix_dspy.errors import ConfigError
+from matrix_dspy.training.settings import Stage, TrainingConfig, load_training
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One stage: which data, and how a model is tuned on it."""
+
+    name: str
+    config: Config
+    stage: Stage
+    training: TrainingConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ChainPlan:
+    """What a chain is to do."""
+
+    links: tuple[Link, ...]
+    model: str
+    """The base model: a folder or a name."""
+    out: Path
+    rejected_lm: str = ""
+    """Where the SFT model is served; empty serves it here."""
+    launch: str | None = None
+    processes: int | None = None
+    data: Path | None = None
+    """Folder of another chain whose data is taken; unset makes its own."""
+    reuse: Mapping[str, Path] = field(default_factory=dict)
+    """Name of a stage to the folder of another chain that has the same stage, data and model."""
+    part: Literal["dataset", "control"] = "dataset"
+    """What models are tuned on: the data set, or the random subset a run with selection writes beside it."""
+
+    @classmethod
+    def of(
+        cls,
+        recipe: str,
+        model: str,
+        out: Path | None,
+        changes: Mapping[str, Any],
+        settings: Sequence[str],
+        preset: str,
+        training_changes: Mapping[str, Any],
+        training_settings: Sequence[str],
+        launch: str | None = None,
+        processes: int | None = None,
+    ) -> Self:
+        """Build a plan from what a user gives; `changes` are config keys for every stage's data.
+
+        Raises:
+            ConfigError: no such recipe, or one whose first stage is made of pairs, for which there is no SFT model.
+        """
+        given = {key: value for key, value in changes.items() if value is not None}
+        given |= dict(parse_setting(text) for text in settings)
+        rejected = str(given.get("lm.rejected", ""))
+        links = tuple(
+            _build_link(name, given, preset, training_changes, training_settings) for name in load_stages(recipe)
+        )
+        if links[0].stage == "dpo":
+            raise ConfigError(
+                f"recipe {recipe!r} begins with pairs, whose rejected side an SFT model gives; take a chain such as"
+                " type1-sft+type2-dpo, or run generate and train dpo one by one"
+            )
+        return cls(links, model, out or Path("runs") / Path(recipe).stem, rejected, launch, processes)
+
+    def data_folder(self, link: Link) -> Path:
+        """Return the run folder of a stage."""
+        return self.reuse.get(link.name, self.data or self.out) / Path(link.name).stem
+
+    def source(self, link: Link) -> Path:
+        """Return what a stage's model is tuned on: a run folder, or a file in it."""
+        folder = self.data_folder(link)
+        if self.part == "dataset":
+            return folder
+        return folder / self.part / f"{load_kind(link.config.synthesis.kind).name}.jsonl"
+
+    def model_folder(self, link: Link) -> Path:
+        """Return the folder of the model tuned on a stage."""
+        return self.reuse.get(link.name, self.out) / f"{Path(link.name).stem}-model"
+
+    def model_before(self, place: int) -> str:
+        """Return the model that stage `place` begins with."""
+        return str(self.model_folder(self.links[place - 1])) if place else self.model
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a chain ended."""
+
+    models: tuple[Path, ...]
+    missing: str = ""
+    """What is missing and what to do, where a limit stopped it."""
+    data: tuple[Path, ...] = field(default=())
+
+
+async def run_chain(plan: ChainPlan, say: Say, *, is_quiet: bool = False) -> Ended:
+    """Run every stage in turn: its data, then its model.
+
+    Raises:
+        ConfigError, EngineError, RunError: as `pipeline.generate` and `training.train`.
+    """
+    for link in plan.links:
+        training.check_model(plan.model, link.training)  # before hours of data are made for it
+    models: list[Path] = []
+    data: list[Path] = []
+    for place, link in enumerate(plan.links):
+        result = await make_data(plan, place, is_quiet=is_quiet)
+        data.append(result.path)
+        say(f"{link.name}: {result.n_kept:,} of {result.n_wanted:,} rows: {result.path}")
+        if not result.is_complete:
+            lacking = f"{result.n_wanted - result.n_kept:,} rows of {link.name} are missing: {result.reason}"
+            advice = "the same command goes on" if result.is_limited else "lower n, or change what drops them"
+            return Ended(tuple(models), f"{lacking}; {advice}", tuple(data))
+        models.append(tune(plan, place, say, is_quiet=is_quiet))
+    return Ended(tuple(models), data=tuple(data))
+
+
+async def make_data(plan: ChainPlan, place: int, *, is_quiet: bool = False) -> pipeline.Result:
+    """Make the data of stage `place`, in the society of the stages before it."""
+    link = plan.links[place]
+    config = link.config
+    if link.stage == "dpo":
+        served = plan.rejected_lm or find_spec(plan.model_before(place))
+        config = change_config(config, {"lm.rejected": served})
+    before = tuple(plan.data_folder(earlier) for earlier in plan.links[:place])
+    return await pipeline.generate(
+        config, plan.data_folder(link), progress=Progress(), replay=before, is_quiet=is_quiet
+    )
+
+
+def tune(plan: ChainPlan, place: int, say: Say, *, is_quiet: bool = False) -> Path:
+    """Tune the model of stage `place` on its data, in a process of its own: a GPU's memory is free again after it."""
+    link = plan.links[place]
+    folder = plan.model_folder(link)
+    trained = training.launch(
+        link.training,
+        plan.source(link),
+        plan.model_before(place),
+        folder,
+        stage=link.stage,
+        with_=plan.launch,
+        processes=plan.processes,
+        is_quiet=is_quiet,
+    )
+    for line in trained.lines():
+        say(line)
+    return folder
+
+
+def _build_link(
+    name: str,
+    changes: Mapping[str, Any],
+    preset: str,
+    training_changes: Mapping[str, Any],
+    training_settings: Sequence[str],
+) -> Link:
+    config = load_recipe(name, changes)
+    kind = load_kind(config.synthesis.kind)
+    stage: Stage = "dpo" if kind.shape == "pair" else "sft"
+    if "n" not in changes and kind.n is not None:
+        config = config.model_copy(update={"n": kind.n})
+    given = {key: value for key, value in training_changes.items() if value is not None}
+    given |= dict(parse_setting(text) for text in training_settings)
+    return Link(name, config, stage, load_training(preset, given))

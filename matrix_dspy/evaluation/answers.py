@@ -1,0 +1,251 @@
+"""Answers to questions: a model's own, asked for in bulk, or those of a file."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from matrix_dspy.bulk.tables import write_text
+from matrix_dspy.config import SamplingConfig
+from matrix_dspy.curation.benchmarks import read_rows
+from matrix_dspy.engine.serving import find_spec
+from matrix_dspy.errors import ConfigError, TableError
+from matrix_dspy.evaluation.asking import Asker, AskOptions, Call, open_asker
+from matrix_dspy.evaluation.questions import Question
+from matrix_dspy.text import hide_secrets
+
+ANSWERS = "answers"
+_SAMPLED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Who is evaluated: a model to be asked (`spec`), or a file of answers (`path`)."""
+
+    name: str
+    spec: str = ""
+    path: Path | None = None
+    label: str = ""
+    """Name in journals: changes when a local folder's weights do."""
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """Read what a user writes: a model's folder, a file of answers, an LM as for --lm, each also as NAME=IT.
+
+        Raises:
+            ConfigError: it is neither, or a folder without a model.
+        """
+        given, _, rest = text.partition("=")
+        is_named = bool(rest) and bool(given) and not set(given) & set("/:?#") and not Path(text).exists()
+        name, target = (given, rest) if is_named else ("", text)
+        path = Path(target)
+        if path.is_file():
+            return cls(name or path.stem, path=path, label=name or path.stem)
+        if path.is_dir():
+            label = f"{name or path.name}-{hash_model(path)[:12]}"
+            return cls(name or path.resolve().name, find_spec(target), label=label)
+        if target.endswith((".json", ".jsonl", ".csv", ".parquet", ".gz")):
+            raise ConfigError(f"no file of answers {target!r}; give one, a model's folder, or an LM as for --lm")
+        return cls(name or hide_secrets(target), find_spec(target), label=name or hide_secrets(target))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One model's answer to one question: a text a turn."""
+
+    question_id: str
+    turns: tuple[str, ...]
+    is_cut_off: bool = False
+    sample: int = 0
+    tokens: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The first turn's."""
+        return self.turns[0] if self.turns else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers of one model by question id, `n` samples each; `missing` says why a question has none."""
+
+    name: str
+    model: str
+    by_id: Mapping[str, tuple[Answer, ...]]
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def first(self, question_id: str) -> Answer | None:
+        """Return the first sample of a question, None where there is none."""
+        found = self.by_id.get(question_id, ())
+        return found[0] if found else None
+
+    @property
+    def n_cut_off(self) -> int:
+        """Answers that ended at the token limit."""
+        return sum(answer.is_cut_off for answers in self.by_id.values() for answer in answers)
+
+
+async def gather_answers(
+    subject: Subject,
+    questions: Sequence[Question],
+    folder: Path,
+    options: AskOptions,
+    *,
+    sampling: SamplingConfig,
+    n: int = 1,
+    n_turns: int | None = None,
+) -> Answers:
+    """Return a subject's answers to the questions, read from its file or asked of its model, and keep them in `folder`.
+
+    A question with several turns is answered turn by turn, `n_turns` of them at the most; the conversation so far is
+    what the model sees. Answers are written to `folder`/answers/<name>.jsonl.
+
+    Raises:
+        TableError: a file of answers has none for these questions.
+        EngineError: the model cannot be reached.
+    """
+    if subject.path is not None:
+        answers = read_answers(subject.path, questions, subject.name)
+    else:
+        async with open_asker(subject.spec, folder, f"answer:{subject.label}", options) as asker:
+            answers = await _ask_answers(subject, questions, asker, sampling, n, n_turns)
+    write_answers(answers, questions, folder)
+    return answers
+
+
+async def _ask_answers(
+    subject: Subject,
+    questions: Sequence[Question],
+    asker: Asker,
+    sampling: SamplingConfig,
+    n: int,
+    n_turns: int | None,
+) -> Answers:
+    dialogues = {(q.question_id, k): [q.turns[0]] for q in questions for k in range(n)}
+    cut: set[tuple[str, int]] = set()
+    missing: dict[str, str] = {}
+    turns_of = {q.question_id: q.turns[:n_turns] for q in questions}
+    for turn in range(max(map(len, turns_of.values()), default=0)):
+        places = [
+            (q, k)
+            for q in questions
+            for k in range(n)
+            if len(turns_of[q.question_id]) > turn and q.question_id not in missing
+        ]
+        calls = [
+            Call(q.question_id, {"dialogue": dialogues[q.question_id, k]}, turn, f"converser.{k}") for q, k in places
+        ]
+        outcomes = await asker.ask("converser", calls, sampling=sampling, keeps_cut_off=True)
+        for (q, k), (outcome,) in zip(places, outcomes, strict=True):
+            if outcome.fields is None and outcome.reason != "empty":
+                missing[q.question_id] = f"{outcome.reason}: {outcome.detail}"
+                continue
+            asked = turns_of[q.question_id]
+            if outcome.is_cut_off:
+                cut.add((q.question_id, k))
+            said = outcome.fields["response"] if outcome.fields is not None else ""  # an empty answer is one, a bad one
+            dialogues[q.question_id, k] += [said, *asked[turn + 1 : turn + 2]]
+    by_id = {
+        q.question_id: tuple(
+            Answer(q.question_id, tuple(dialogues[q.question_id, k][1::2]), (q.question_id, k) in cut, k)
+            for k in range(n)
+        )
+        for q in questions
+        if q.question_id not in missing
+    }
+    return Answers(subject.name, asker.model, by_id, missing)
+
+
+def read_answers(path: Path, questions: Sequence[Question], name: str) -> Answers:
+    """Read answers to `questions` from a file: this project's, AlpacaEval's model_outputs or Arena-Hard's model_answer.
+
+    Rows are matched by the question's id, else by its exact text; rows that match no question are passed over.
+
+    Raises:
+        TableError: no row answers any of the questions.
+    """
+    by_text = {question.text.strip(): question.question_id for question in questions}
+    wanted = {question.question_id for question in questions}
+    by_id: dict[str, list[Answer]] = {}
+    model = name
+    for row in read_rows(path):
+        own = str(row.get("question_id") or row.get("key") or row.get("task_id") or "")
+        asked = str(row.get("instruction") or row.get("prompt") or "").strip()
+        question_id = own if own in wanted else by_text.get(asked, "")
+        turns = _read_turns(row)
+        if question_id and turns:
+            model = str(row.get("model") or row.get("model_id") or row.get("generator") or model)
+            found = by_id.setdefault(question_id, [])
+            found.append(Answer(question_id, turns, bool(row.get("is_cut_off")), len(found)))
+    if not by_id:
+        raise TableError(f"{str(path)!r} answers none of the questions; rows need their id or their exact text")
+    missing = {q.question_id: "no answer in the file" for q in questions if q.question_id not in by_id}
+    return Answers(name, model, {key: tuple(found) for key, found in by_id.items()}, missing)
+
+
+def write_answers(answers: Answers, questions: Sequence[Question], folder: Path) -> Path:
+    """Write answers as JSON lines, a row a sample, in the order of the questions."""
+    import orjson
+
+    path = folder / ANSWERS / f"{make_file_name(answers.name)}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        orjson.dumps(
+            {
+                "question_id": question.question_id,
+                "model": answers.model,
+                "sample": answer.sample,
+                "instruction": question.text,
+                "turns": answer.turns,
+                "is_cut_off": answer.is_cut_off,
+            }
+        ).decode()
+        for question in questions
+        for answer in answers.by_id.get(question.question_id, ())
+    ]
+    write_text("".join(f"{line}\n" for line in lines), path)
+    return path
+
+
+def hash_model(folder: Path) -> str:
+    """Return a hash of a model's folder: its small files, and of large ones the size, the start and the end."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.suffix not in (".json", ".jinja", ".safetensors", ".bin", ".model", ".txt"):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLED_BYTES))
+            if size > 2 * _SAMPLED_BYTES:
+                file.seek(-_SAMPLED_BYTES, 2)
+            digest.update(file.read(_SAMPLED_BYTES))
+    return digest.hexdigest()
+
+
+def _read_turns(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the turns of an answer: `turns`, `output`, `response`, or Arena-Hard's `choices` and `messages`."""
+    for name in ("turns", "output", "response", "answer"):
+        if isinstance(value := row.get(name), str):
+            return (value,)
+        if isinstance(value, list) and value:
+            return tuple(turn if isinstance(turn, str) else str(turn.get("content", "")) for turn in value)
+    choices = row.get("choices")
+    if isinstance(choices, list) and choices and isinstance(choices[0], Mapping):
+        turns = choices[0].get("turns") or []
+        return tuple(str(turn.get("content", "")) if isinstance(turn, Mapping) else str(turn) for turn in turns)
+    messages = row.get("messages")
+    if isinstance(messages, list):
+        said = [m for m in messages if isinstance(m, Mapping) and m.get("role") == "assistant"]
+        texts = [
+            m["content"].get("answer", "") if isinstance(m.get("content"), Mapping) else m.get("content") for m in said
+        ]
+        return tuple(str(text) for text in texts)
+    return ()
+
+
+def make_file_name(name: str) -> str:
+    """Return a name as a file's: what is not plain becomes an underscore."""
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)[:80].strip(".")
+    return plain or "model"

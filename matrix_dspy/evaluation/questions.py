@@ -1,0 +1,99 @@
+"""What a model is asked in an evaluation: the questions of a benchmark's own file, or of anybody's."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matrix_dspy.curation.benchmarks import read_rows
+from matrix_dspy.errors import TableError
+
+_IDS = ("question_id", "task_id", "key", "uid", "doc_id", "id")
+_TEXTS = ("turns", "messages", "prompt", "instruction", "question", "input", "text")
+_REFERENCES = ("reference", "references", "answer", "reference_answer")
+_CATEGORIES = ("category", "cluster", "dataset", "subject", "type")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question; `turns` are what the user says, one after the other."""
+
+    question_id: str
+    turns: tuple[str, ...]
+    category: str = ""
+    references: tuple[str, ...] = ()
+    """What a right answer is, where the file says so."""
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """The row of the file as it stands."""
+
+    @property
+    def text(self) -> str:
+        """The first turn."""
+        return self.turns[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Questions(Sequence[Question]):
+    """The questions of one file, in its order."""
+
+    name: str
+    sha256: str
+    items: tuple[Question, ...]
+    n_in_file: int
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.items[place]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def read_questions(path: Path, *, column: str = "", limit: int | None = None) -> Questions:
+    """Read questions from JSONL, JSON, CSV, TSV or Parquet, also .gz: AlpacaEval's, Arena-Hard's, MT-Bench's, IFEval's,
+    GSM8K's, HumanEval's, MBPP's, or a file with the column `column`.
+
+    With `limit` only the first so many are taken. Questions without an id are numbered.
+
+    Raises:
+        TableError: the file cannot be read, has no questions, or two with one id.
+    """
+    if not path.is_file():
+        raise TableError(f"no file of questions {str(path)!r}; give JSONL, JSON, CSV or Parquet")
+    rows = list(read_rows(path))
+    name = column or next((name for name in _TEXTS if any(row.get(name) for row in rows)), "")
+    if not rows or not name or all(name not in row for row in rows):
+        wanted = repr(column) if column else "any of " + ", ".join(_TEXTS)
+        raise TableError(f"{str(path)!r} has no questions: no row with {wanted}; name the column with --column")
+    items = tuple(_read_question(row, name, place, path) for place, row in enumerate(rows[:limit]))
+    seen: set[str] = set()
+    for item in items:
+        if item.question_id in seen:
+            raise TableError(f"{str(path)!r} has two questions with the id {item.question_id!r}; give each its own")
+        seen.add(item.question_id)
+    return Questions(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), items, len(rows))
+
+
+def _read_question(row: dict[str, Any], column: str, place: int, path: Path) -> Question:
+    turns = tuple(turn for turn in map(_read_turn, _as_list(row.get(column))) if turn.strip())
+    if not turns:
+        raise TableError(f"question {place + 1} of {str(path)!r} has no text in {column!r}; mend it, or take it out")
+    own_id = next((str(row[name]) for name in _IDS if row.get(name) not in (None, "")), f"q{place:05d}")
+    references = next((row[name] for name in _REFERENCES if name != column and row.get(name)), ())
+    category = next((str(row[name]) for name in _CATEGORIES if isinstance(row.get(name), str) and row[name]), "")
+    return Question(own_id, turns, category, tuple(map(str, _as_list(references))), row)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _read_turn(turn: Any) -> str:
+    """Return what the user says in a turn: text, {"content": ...}, or a message; an assistant's says nothing."""
+    if not isinstance(turn, Mapping):
+        return str(turn)
+    if turn.get("role", "user") != "user":
+        return ""
+    return str(turn.get("content") or "")

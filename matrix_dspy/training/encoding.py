@@ -1,0 +1,322 @@
+"""Conversations as tokens of a model's own chat template, and which of them are learnt: every assistant turn's.
+
+In: messages. Out: token ids and, for each assistant turn, where its tokens begin and end, the token that ends the turn
+included. A template with `{% generation %}` says where its turns are. One without is rendered from turn to turn: where
+each rendering begins with the one before it (the prefix law), the turns are what was added. For known templates that
+break the law (they drop the thinking of earlier turns, say) TRL has training versions, which are used in their place.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matrix_dspy.errors import ConfigError, describe_os_error
+from matrix_dspy.text import one_line
+from matrix_dspy.types import Message
+
+Turns = Sequence[Message]
+IGNORED = -100
+"""Label of tokens that are not learnt."""
+_MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_THINKING = ("<think>", "</think>")
+"""Tokens of some vocabularies that answers may hold all the same."""
+_PAD_NAMES = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<|vision_pad|>", "<unk>")
+_SPARE = re.compile(r"reserved|unused|extra_id|pad", re.IGNORECASE)
+_PROBE = (
+    Message(role="user", content="One"),
+    Message(role="assistant", content="Two"),
+    Message(role="user", content="Three"),
+    Message(role="assistant", content="Four"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A conversation as tokens."""
+
+    ids: list[int]
+    turns: tuple[tuple[int, int], ...]
+    """For each assistant turn the places of its first token and of the one after its last."""
+
+    def labels(self) -> list[int]:
+        """Return the ids where they are learnt, and -100 elsewhere."""
+        labels = [IGNORED] * len(self.ids)
+        for first, end in self.turns:
+            labels[first:end] = self.ids[first:end]
+        return labels
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """Why a conversation cannot be encoded."""
+
+    reason: str
+    """A short fixed word to count by."""
+    detail: str
+
+
+class ChatEncoder:
+    """Encodes conversations with one tokenizer and its chat template."""
+
+    def __init__(self, tokenizer: Any, model: str) -> None:
+        """Choose the way to find assistant turns.
+
+        `model` is what messages call the model.
+
+        Raises:
+            ConfigError: there is no chat template, or none of the ways works with it.
+        """
+        self.tokenizer = tokenizer
+        if not tokenizer.is_fast:
+            raise ConfigError(f"{model!r} has a tokenizer that does not tell where its tokens stand; save a fast one")
+        if not tokenizer.chat_template:
+            raise ConfigError(f"{model!r} has no chat template; give one with --chat-template FILE (Jinja)")
+        self._template = _default_template(tokenizer.chat_template)
+        self._has_markers = bool(_MARKERS.search(self._template))
+        self.way = "generation markers" if self._has_markers else "prefixes"
+        fault = self._try_probe()
+        if fault and not self._has_markers:
+            fault = self._take_known_template() or self._try_probe()
+        if fault:
+            raise ConfigError(
+                f"the chat template of {model!r} does not tell which tokens are the assistant's ({fault}); mark them "
+                "with {% generation %} and {% endgeneration %} in a copy and give it with --chat-template FILE"
+            )
+        self._forbidden = self._find_forbidden()
+
+    @property
+    def end_of_turn(self) -> int | None:
+        """The token that ends an assistant's turn; None where the template has none of its own."""
+        return self._end_of_turn
+
+    def encode(self, conversations: Sequence[Turns]) -> list[Encoded | Unfit]:
+        """Encode conversations, in their order."""
+        rendered = [self._render_or_say(turns) for turns in conversations]
+        texts = [each[0] for each in rendered if not isinstance(each, Unfit)]
+        tokens = self._tokenize(texts)
+        return [each if isinstance(each, Unfit) else _place(*next(tokens), each[1]) for each in rendered]
+
+    def encode_prompt(self, turns: Turns) -> list[int]:
+        """Return the tokens that an answer to `turns` is generated from."""
+        text, _ = self._render(turns, is_prompt=True)
+        return next(self._tokenize([text]))[0]
+
+    def _render_or_say(self, turns: Turns) -> tuple[str, list[tuple[int, int]]] | Unfit:
+        """Return the text of a conversation and where its assistant turns stand in it, in characters."""
+        from jinja2 import TemplateError
+
+        for turn in turns:
+            if found := self._forbidden.search(turn.content):
+                return Unfit("special token", f"a turn of it holds {found[0]!r}, a token of the model's own")
+        try:
+            text, spans = self._find_spans(turns)
+        except (TemplateError, TypeError, ValueError) as error:
+            return Unfit("template", f"the chat template refuses it: {one_line(str(error))[:200]}")
+        return _check_spans(text, spans, turns) or (text, [self._shape_span(text, *span) for span in spans])
+
+    def _find_spans(self, turns: Turns) -> tuple[str, list[tuple[int, int]]]:
+        if self._has_markers:
+            return self._render(turns)
+        text, _ = self._render(turns)
+        spans = []
+        for number, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            before, _ = self._render(turns[:number], is_prompt=True)
+            after, _ = self._render(turns[: number + 1])
+            if not (text.startswith(after) and after.startswith(before)):
+                raise ValueError("a conversation does not begin as its first turns alone do")
+            spans.append((len(before), len(after)))
+        return text, spans
+
+    def _render(self, turns: Turns, *, is_prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        # the function behind apply_chat_template, which keeps the places in characters to itself (transformers 5.19)
+        rendered, spans = render_jinja_template(
+            conversations=[[{"role": turn.role, "content": turn.content} for turn in turns]],
+            chat_template=self._template,
+            return_assistant_tokens_mask=self._has_markers,
+            add_generation_prompt=is_prompt,
+            **self.tokenizer.special_tokens_map,
+        )
+        return rendered[0], [(start, end) for start, end in spans[0]] if spans else []
+
+    def _shape_span(self, text: str, start: int, end: int) -> tuple[int, int]:
+        """Make a span end with the token that ends the turn: neither before it nor with white space behind it."""
+        found = [match.end() for match in self._added.finditer(text, start, end)]
+        if found and not text[found[-1] : end].strip():
+            return start, found[-1]
+        return start, end + len(self._end_left_out) if text.startswith(self._end_left_out, end) else end
+
+    def _tokenize(self, texts: list[str]) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+        if not texts:
+            return
+        # rows longer than the model's context are counted later, not warned of here
+        logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+        encoded = self.tokenizer(
+            texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
+        )
+        yield from zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+
+    def _try_probe(self) -> str:
+        """Encode a conversation of two turns; return what went wrong."""
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        self._added = _any_of([*added, self.tokenizer.eos_token or ""])
+        self._forbidden = _any_of([])
+        self._end_of_turn: int | None = None
+        self._end_left_out = ""
+        probe = self._render_or_say(_PROBE)
+        if isinstance(probe, Unfit):
+            return probe.detail
+        if following := self._added.match(probe[0], probe[1][-1][1]):
+            # what follows the last turn of all ends it: markers that leave the end of a turn out
+            self._end_left_out = following[0]
+            probe = (probe[0], [self._shape_span(probe[0], *span) for span in probe[1]])
+        ids, offsets = next(self._tokenize([probe[0]]))
+        placed = _place(ids, offsets, probe[1])
+        if isinstance(placed, Unfit):
+            return placed.detail
+        last = ids[placed.turns[0][1] - 1]
+        is_own = last in self.tokenizer.added_tokens_decoder or last == self.tokenizer.eos_token_id
+        self._end_of_turn = last if is_own else None
+        return ""
+
+    def _take_known_template(self) -> str:
+        """Take TRL's training version of a known template; return why there is none."""
+        from trl.chat_template_utils import get_training_chat_template
+
+        try:
+            known = get_training_chat_template(self.tokenizer)
+        except ValueError:
+            known = None
+        if not known:
+            return "a conversation does not begin as its first turns alone do"
+        self._template, self._has_markers, self.way = known, True, "TRL's training version of it"
+        return ""
+
+    def _find_forbidden(self) -> re.Pattern[str]:
+        """Return a pattern of the tokens that texts of the data must not hold: they would be structure."""
+        own = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        shown, _ = self._render(_PROBE)
+        own += [match[0] for match in self._added.finditer(shown) if match[0]]
+        return _any_of([text for text in {*own, *self.tokenizer.all_special_tokens} if text not in _THINKING])
+
+
+def load_tokenizer(model: str, template: str = "", *, is_local: bool = True) -> Any:
+    """Load a model's tokenizer, with the chat template of the file `template` where one is given.
+
+    Raises:
+        ConfigError: there is no tokenizer, or the template cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(model, local_files_only=is_local)
+    except (OSError, ValueError, KeyError) as error:
+        words = one_line(str(error))[:200]
+        raise ConfigError(f"could not load the tokenizer of {model!r} ({words}); give a model's folder") from error
+    if template:
+        tokenizer.chat_template = read_template(template)
+    return tokenizer
+
+
+def read_template(path: str) -> str:
+    """Read a chat template.
+
+    Raises:
+        ConfigError: it cannot be read, or is not Jinja.
+    """
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        _compile_jinja_template(text)
+    except OSError as error:
+        raise ConfigError(f"could not read the chat template {path!r}: {describe_os_error(error)}") from error
+    except (TemplateError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the chat template {path!r} is not Jinja: {one_line(str(error))[:200]}") from error
+    if not text.strip():
+        raise ConfigError(f"the chat template {path!r} is empty; give a file with one")
+    return text
+
+
+def set_pad_token(tokenizer: Any, asked: str, model: str, end_of_turn: int | None) -> str:
+    """Make sure that a tokenizer has a pad token, and return a sentence where one was chosen; never a new one.
+
+    Padding is masked and never learnt here, but others who train on the model go by the token.
+
+    Raises:
+        ConfigError: `asked` is not in the vocabulary, or no token can be spared.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if asked:
+        if asked not in vocabulary:
+            raise ConfigError(f"pad_token = {asked!r} is not in the vocabulary of {model!r}; name a token that is")
+        tokenizer.pad_token = asked
+        return f"pads with {asked!r}, as asked"
+    if tokenizer.pad_token is not None:
+        return ""
+    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    if end_of_turn is not None:
+        taken.add(tokenizer.convert_ids_to_tokens(end_of_turn))
+    template = _default_template(tokenizer.chat_template)
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    spare = [text for text in (*_PAD_NAMES, *filter(_SPARE.search, added)) if text in vocabulary]
+    found = next((text for text in spare if text not in taken and text not in template), None)
+    if found is None:
+        raise ConfigError(
+            f"{model!r} has no pad token and no spare special token; name a token of its vocabulary that texts never "
+            "hold with --set pad_token='...'"
+        )
+    tokenizer.pad_token = found
+    return f"{model!r} has no pad token; pads with {found!r}"
+
+
+def _default_template(template: str | dict[str, str]) -> str:
+    return template if isinstance(template, str) else template.get("default") or next(iter(template.values()))
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern of any of the texts, the longest first; of none it matches nothing."""
+    parts = sorted({text for text in texts if text}, key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, parts)) if parts else r"(?!)")
+
+
+def _check_spans(text: str, spans: list[tuple[int, int]], turns: Turns) -> Unfit | None:
+    """Make sure that every assistant turn has a span and that what it says stands in it."""
+    answers = [turn.content for turn in turns if turn.role == "assistant"]
+    if len(spans) != len(answers):
+        return Unfit("template", f"the chat template shows {len(spans)} of its {len(answers)} assistant turns")
+    for number, (answer, (start, end)) in enumerate(zip(answers, spans, strict=True), 1):
+        shown = _squeeze(text[start:end])
+        if number == len(answers) and _squeeze(answer) not in shown:
+            lost = "thinking" if _squeeze(answer.rpartition(_THINKING[1])[2]) in shown else "text"
+            return Unfit("template", f"the chat template drops {lost} of its last answer")
+        if _squeeze(answer.rpartition(_THINKING[1])[2]) not in shown:
+            return Unfit("template", "the chat template drops text of an answer")
+    return None
+
+
+def _squeeze(text: str) -> str:
+    return "".join(text.split())
+
+
+def _place(ids: list[int], offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> Encoded | Unfit:
+    """Find the tokens of each span: those that share a character with it."""
+    turns: list[tuple[int, int]] = []
+    place = 0
+    for start, end in spans:
+        while place < len(ids) and offsets[place][1] <= start:
+            place += 1
+        first = place
+        while place < len(ids) and offsets[place][0] < end:
+            place += 1
+        if first == place:
+            return Unfit("template", "the chat template leaves no tokens of an answer")
+        turns.append((first, place))
+    return Encoded(ids, tuple(turns))
