@@ -8,16 +8,21 @@ step is resumable, so the whole is: the same command goes on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from matrix_dspy import pipeline, training
+from matrix_dspy import pipeline
 from matrix_dspy.bulk.progress import Progress
 from matrix_dspy.config import Config, change_config, load_kind, load_recipe, load_stages, parse_setting
 from matrix_dspy.engine.serving import find_spec
 from matrix_dspy.errors import ConfigError
 from matrix_dspy.training.settings import Stage, TrainingConfig, load_training
+
+if TYPE_CHECKING:
+    from matrix_dspy.training.tuning import Trained
 
 Say = Callable[[str], None]
 
@@ -119,8 +124,9 @@ async def run_chain(plan: ChainPlan, say: Say, *, is_quiet: bool = False) -> End
     Raises:
         ConfigError, EngineError, RunError: as `pipeline.generate` and `training.train`.
     """
-    for link in plan.links:
-        training.check_model(plan.model, link.training)  # before hours of data are made for it
+    from matrix_dspy.training.tuning import check_model
+
+    check_model(plan.model, plan.links[0].training)  # before hours of data are made for it
     models: list[Path] = []
     data: list[Path] = []
     for place, link in enumerate(plan.links):
@@ -131,7 +137,7 @@ async def run_chain(plan: ChainPlan, say: Say, *, is_quiet: bool = False) -> End
             lacking = f"{result.n_wanted - result.n_kept:,} rows of {link.name} are missing: {result.reason}"
             advice = "the same command goes on" if result.is_limited else "lower n, or change what drops them"
             return Ended(tuple(models), f"{lacking}; {advice}", tuple(data))
-        models.append(tune(plan, place, say, is_quiet=is_quiet))
+        models.append(tune(plan, place, say))
     return Ended(tuple(models), data=tuple(data))
 
 
@@ -148,23 +154,27 @@ async def make_data(plan: ChainPlan, place: int, *, is_quiet: bool = False) -> p
     )
 
 
-def tune(plan: ChainPlan, place: int, say: Say, *, is_quiet: bool = False) -> Path:
+def tune(plan: ChainPlan, place: int, say: Say) -> Path:
     """Tune the model of stage `place` on its data, in a process of its own: a GPU's memory is free again after it."""
-    link = plan.links[place]
-    folder = plan.model_folder(link)
-    trained = training.launch(
-        link.training,
-        plan.source(link),
-        plan.model_before(place),
-        folder,
-        stage=link.stage,
-        with_=plan.launch,
-        processes=plan.processes,
-        is_quiet=is_quiet,
-    )
-    for line in trained.lines():
+    from matrix_dspy.training.tuning import count_devices, launch
+
+    link, folder = plan.links[place], plan.model_folder(plan.links[place])
+    told = (link.training, plan.source(link), plan.model_before(place), folder)
+    if plan.launch is not None:
+        n_processes = plan.processes or count_devices()
+        trained = launch(*told, stage=link.stage, how=plan.launch, n_processes=n_processes, say=say)
+    else:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            trained = process.submit(_train_apart, *told, link.stage).result()
+    for line in trained.lines:
         say(line)
     return folder
+
+
+def _train_apart(config: TrainingConfig, source: Path, model: str, out: Path, stage: Stage) -> "Trained":
+    from matrix_dspy.training.tuning import train
+
+    return train(config, source, model, out, stage=stage)
 
 
 def _build_link(

@@ -37,11 +37,13 @@ def build_tiny_model(
     texts: Iterable[str] | None = None,
     vocab: int = 1024,
     context: int = 2048,
+    spread: float = 0.02,
 ) -> Path:
     """Write a tiny Llama and its tokenizer into `folder` and return it.
 
     `texts` train the tokenizer of at most `vocab` tokens; unset, a few sources of the standard library do. `context` is
-    the longest prompt and answer together, in tokens.
+    the longest prompt and answer together, in tokens. `spread` is the standard deviation of the weights: with 0.02, the
+    usual one, an untrained model says its last token again and again; with 0.2 what it says depends on all before.
     """
     torch, transformers = import_module("torch"), import_module("transformers")
     tokenizer = build_tiny_tokenizer(template=template, pad_token=pad_token, texts=texts, vocab=vocab, context=context)
@@ -54,6 +56,7 @@ def build_tiny_model(
         num_key_value_heads=1,
         tie_word_embeddings=True,
         max_position_embeddings=context,
+        initializer_range=spread,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -36,9 +36,14 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Seed of answers, orders an
 ParallelOption = Annotated[int, typer.Option("--data-parallel", min=1, help="Copies of a vllm: model over GPUs.")]
 RayOption = Annotated[str | None, typer.Option("--ray", help="Spread calls over a Ray cluster at this address.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+SamplesOption = Annotated[int, typer.Option(min=1, help="Answers drawn for every question.")]
 DifficultyOption = Annotated[
     Path | None,
     typer.Option("--difficulty", help="File of question id (or instruction) and difficulty, for the length control."),
+]
+AnnotationsOption = Annotated[
+    list[Path] | None,
+    typer.Option("--annotations", help="Annotations of other models, to fit difficulty. Repeatable."),
 ]
 
 
@@ -49,6 +54,10 @@ def winrate(
     prompts: QuestionsOption,
     judge_lm: JudgeOption,
     difficulty: DifficultyOption = None,
+    annotations: AnnotationsOption = None,
+    weighted: Annotated[
+        bool, typer.Option("--weighted", help="Count the judge's probabilities, where its server gives them.")
+    ] = False,
     column: ColumnOption = "",
     limit: LimitOption = None,
     temperature: TemperatureOption = None,
@@ -62,33 +71,54 @@ def winrate(
 ) -> None:
     """Pairwise win rate, raw and length-controlled, every pair asked in both orders."""
     from matrix_dspy.evaluation.answers import Subject
-    from matrix_dspy.evaluation.winrate import read_difficulty, run_winrate
+    from matrix_dspy.evaluation.length_control import read_difficulty
+    from matrix_dspy.evaluation.winrate import run_winrate
 
     one, other = Subject.of(model), Subject.of(reference)
     options = _options(concurrency, seed, data_parallel, ray, quiet)
     questions = _questions(prompts, column, limit)
     folder = _folder(out, "winrate", one.name, other.name)
-    hardness = None if difficulty is None else read_difficulty(difficulty)
-    sampling = _sampling(0.7 if temperature is None else temperature, max_tokens)
-    _run(run_winrate(one, other, questions, judge_lm, folder, options, sampling=sampling, difficulty=hardness), folder)
+    hardness = None if difficulty is None else read_difficulty(difficulty, [each.text for each in questions])
+    work = run_winrate(
+        one,
+        other,
+        questions,
+        judge_lm,
+        folder,
+        options,
+        sampling=_sampling(0.7 if temperature is None else temperature, max_tokens),
+        difficulty=hardness,
+        annotations=annotations or (),
+        is_weighted=weighted,
+    )
+    _run(work, folder)
 
 
 @app.command("lc")
 def length_control(
-    annotations: Annotated[
-        list[Path], typer.Argument(help="AlpacaEval's annotations.json; five models' or more fit difficulty.")
-    ],
-    model: Annotated[str, typer.Option(help="Whose win rate, where the files hold several models.")] = "",
+    annotations: Annotated[Path, typer.Argument(help="AlpacaEval's annotations.json.")],
+    model: Annotated[str, typer.Option(help="Whose win rate, where the file holds several models.")] = "",
+    others: AnnotationsOption = None,
     difficulty: DifficultyOption = None,
+    leaderboard: Annotated[Path | None, typer.Option(help="AlpacaEval's leaderboard.csv, to say the rank.")] = None,
     out: OutOption = None,
     seed: SeedOption = 0,
 ) -> None:
-    """Win rates, raw and length-controlled, from annotations that are there already."""
-    from matrix_dspy.evaluation.winrate import read_annotations_winrate, read_difficulty
+    """Win rates, raw and length-controlled, from annotations that are there already; five models' fit difficulty."""
+    from matrix_dspy.evaluation.length_control import read_difficulty
+    from matrix_dspy.evaluation.winrate import read_annotations_winrate
 
     hardness = None if difficulty is None else read_difficulty(difficulty)
-    folder = _folder(out, "lc", annotations[0].resolve().parent.name)
-    evaluation = read_annotations_winrate(annotations, folder, model=model, difficulty=hardness, seed=seed)
+    folder = _folder(out, "winrate", annotations.resolve().parent.name)
+    evaluation = read_annotations_winrate(
+        annotations,
+        model=model,
+        others=others or (),
+        difficulty=hardness,
+        leaderboard=leaderboard,
+        folder=folder,
+        seed=seed,
+    )
     _say(evaluation, folder)
 
 
@@ -182,7 +212,7 @@ def safety(
 def code(
     model: ModelArgument,
     prompts: QuestionsOption,
-    samples: Annotated[int, typer.Option(min=1, help="Answers drawn for every problem.")] = 1,
+    samples: SamplesOption = 1,
     k: Annotated[list[int] | None, typer.Option("--k", min=1, help="Which pass@k. Repeatable. Default: 1.")] = None,
     column: ColumnOption = "",
     limit: LimitOption = None,
@@ -211,6 +241,7 @@ def code(
 def math(
     model: ModelArgument,
     prompts: QuestionsOption,
+    samples: SamplesOption = 1,
     column: ColumnOption = "",
     limit: LimitOption = None,
     temperature: TemperatureOption = None,
@@ -231,13 +262,14 @@ def math(
     questions = _questions(prompts, column, limit)
     folder = _folder(out, "math", subject.name)
     sampling = _sampling(0.0 if temperature is None else temperature, max_tokens)
-    _run(run_math(subject, questions, folder, options, sampling=sampling), folder)
+    _run(run_math(subject, questions, folder, options, samples=samples, sampling=sampling), folder)
 
 
 @app.command()
 def ifeval(
     model: ModelArgument,
     prompts: QuestionsOption,
+    samples: SamplesOption = 1,
     column: ColumnOption = "",
     limit: LimitOption = None,
     temperature: TemperatureOption = None,
@@ -258,7 +290,7 @@ def ifeval(
     questions = _questions(prompts, column, limit)
     folder = _folder(out, "ifeval", subject.name)
     sampling = _sampling(0.0 if temperature is None else temperature, max_tokens)
-    _run(run_following(subject, questions, folder, options, sampling=sampling), folder)
+    _run(run_following(subject, questions, folder, options, samples=samples, sampling=sampling), folder)
 
 
 def _options(concurrency: int, seed: int, data_parallel: int, ray: str | None, quiet: bool) -> "AskOptions":
@@ -285,7 +317,7 @@ def _folder(out: Path | None, kind: str, *names: str) -> Path:
     from matrix_dspy.evaluation.record import check_folder
 
     folder = out or Path("runs") / "-".join(["evaluate", kind, *map(make_file_name, names)])
-    check_folder(folder, kind if kind != "lc" else "winrate")
+    check_folder(folder, kind)
     return folder
 
 

@@ -146,7 +146,7 @@ def _train(
     preset: str,
     settings: list[str] | None,
     given: dict[str, object],
-    launch: str | None,
+    how: str | None,
     processes: int | None,
     fresh: bool,
     dry_run: bool,
@@ -154,28 +154,37 @@ def _train(
 ) -> None:
     import json
 
-    from matrix_dspy import training
     from matrix_dspy.config import parse_setting
     from matrix_dspy.pipeline import start_fresh
+    from matrix_dspy.training.settings import load_training
+    from matrix_dspy.training.tuning import count_devices, launch, train
 
     set_up_log("plain")
     changes = {key: value for key, value in given.items() if value is not None}
-    config = training.load_training(preset, changes | dict(parse_setting(text) for text in settings or []))
+    config = load_training(preset, changes | dict(parse_setting(text) for text in settings or []))
     if dry_run:
         typer.echo(json.dumps(config.describe(stage), indent=2))
         return
     folder = out or Path("runs") / f"{source.resolve().name.partition('.')[0]}-{stage}"
     folder = start_fresh(folder) if fresh else folder
+    say = _say_nothing if quiet else typer.echo
     try:
-        if launch is None:
-            trained = training.train(config, source, model, folder, stage=stage, is_quiet=quiet)
+        if how is None:
+            trained = train(config, source, model, folder, stage=stage, say=say)
         else:
-            trained = training.launch(
-                config, source, model, folder, stage=stage, with_=launch, processes=processes, is_quiet=quiet
-            )
+            n_processes = processes or count_devices()
+            trained = launch(config, source, model, folder, stage=stage, how=how, n_processes=n_processes, say=say)
     except KeyboardInterrupt:
         tell("interrupted; the last checkpoint is kept, the same command goes on from it")
         raise typer.Exit(130) from None
-    for line in trained.lines():
+    for line in trained.lines:
         typer.echo(line)
-    typer.echo(f"next:     {suggest('evaluate', 'winrate', folder, model, '--prompts', 'FILE')} --judge-lm ...")
+    typer.echo(f"next:     {_suggest_evaluation(folder, model)}")
+
+
+def _suggest_evaluation(tuned: Path, model: str) -> str:
+    return f"{suggest('evaluate', 'winrate', tuned, model, '--prompts')} FILE --judge-lm ..."
+
+
+def _say_nothing(_: str) -> None:
+    pass

@@ -108,9 +108,8 @@ def build_humaneval_program(problem: Mapping[str, Any], completion: str) -> Prog
     The helpers that the prompt gives are defined anew for the tests.
     """
     prompt, entry = str(problem["prompt"]), str(problem["entry_point"])
-    code = find_code(completion, entry) or completion
     given = prompt[: prompt.rfind(f"def {entry}")]
-    code = f"{given}\n{code}" if _defines(code, entry) else _complete(prompt, code)
+    code = find_function(prompt, entry, completion) or prompt + completion
     return Program(code, (f"{given}\n{problem['test']}\n\ncheck({entry})\n",), entry=entry)
 
 
@@ -120,6 +119,20 @@ def build_mbpp_program(problem: Mapping[str, Any], completion: str) -> Program:
     tests = tuple(map(str, problem["test_list"]))
     entry = find_entry(tests)
     return Program(f"{find_code(completion, entry) or completion}\n{setup}", tests, entry=entry)
+
+
+def find_function(prompt: str, entry: str, reply: str) -> str:
+    """Return a module with the function that a prompt begins, from a reply that holds it or goes on from the prompt.
+
+    Empty where the reply holds no code.
+    """
+    given = prompt[: prompt.rfind(f"def {entry}")]
+    code = find_code(reply, entry)
+    if _defines(code, entry):
+        return f"{given}\n{code}"
+    is_fenced = "```" in reply or "~~~" in reply
+    completed = complete_function(prompt, code if is_fenced else reply)
+    return completed or (code and f"{given}\n{code}")
 
 
 def find_entry(tests: Sequence[str]) -> str:
@@ -328,14 +341,19 @@ def _find_bare_code(reply: str) -> str:
     return next((text for end in ends if _is_module(text := "\n".join(lines[start:end]))), "\n".join(lines[start:]))
 
 
-def _complete(prompt: str, body: str) -> str:
-    """Return a prompt with the body of its function: its first line's indentation, or all of it, may be missing.
+def complete_function(prompt: str, body: str) -> str:
+    """Return a prompt with the body of its function; empty where they do not parse together.
 
-    What a model went on to write after the body goes where the whole does not parse.
+    The indentation of the body's first line, or of all of it, may be missing. What a model went on to write after the
+    body is left out where the whole does not parse.
     """
-    cut = _AFTER_BODY.split(body, maxsplit=1)[0]
-    forms = [form for text in (body, cut) for form in (text, f"    {text.lstrip()}", textwrap.indent(text, "    "))]
-    return next((prompt + form for form in forms if _is_module(prompt + form)), prompt + body)
+    if _is_prose(body):
+        return ""
+    for text in (body, _AFTER_BODY.split(body, maxsplit=1)[0]):
+        forms = [text] if text[:1].isspace() else [textwrap.indent(text, "    "), f"    {text}"]
+        if found := next((prompt + form for form in forms if _is_module(prompt + form)), ""):
+            return found
+    return ""
 
 
 def _defines(text: str, name: str) -> bool:
@@ -351,11 +369,13 @@ def _only_defines(text: str) -> bool:
 
 
 def _is_prose(text: str) -> bool:
-    """Whether a text that parses is a word or a number rather than code."""
-    return all(
-        isinstance(each, ast.Expr) and isinstance(each.value, ast.Name | ast.Constant | ast.Tuple)
-        for each in ast.parse(text).body
-    )
+    """Whether a text that parses is nothing, a word or a number rather than code."""
+    try:
+        body = ast.parse(textwrap.dedent(text)).body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    plain = ast.Name | ast.Constant | ast.Tuple
+    return all(isinstance(each, ast.Expr) and isinstance(each.value, plain) for each in body)
 
 
 def _is_coding(text: str) -> bool:

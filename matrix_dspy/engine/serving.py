@@ -9,7 +9,7 @@ from importlib.util import find_spec as find_module
 from pathlib import Path
 from typing import Any, Literal
 
-from matrix_dspy.engine.transformers import ADAPTER_FILE, has_weights
+from matrix_dspy.engine.transformers import ADAPTER_FILE, has_weights, is_adapter
 from matrix_dspy.errors import ConfigError
 
 Runner = Literal["auto", "vllm", "transformers"]
@@ -33,8 +33,10 @@ def find_spec(model: str | Path, prefer: Runner = "auto") -> str:
         if isinstance(model, Path) or model.startswith(("/", "./", "../", "~")):
             raise ConfigError(f"no model folder {str(model)!r}; give the folder of a model, or an LM's spec")
         return model
+    if "?" in str(folder):
+        raise ConfigError(f"the folder {str(folder)!r} has a '?' in its name, which a spec cannot hold; rename it")
     reason = find_fault(folder)
-    if prefer == "vllm" and _is_adapter(folder):
+    if prefer == "vllm" and is_adapter(folder):
         raise ConfigError(f"vLLM does not run {str(model)!r}: {reason}; merge the adapter first, or use transformers")
     if prefer == "auto":
         if reason is None and find_module("vllm") is None:
@@ -46,21 +48,19 @@ def find_spec(model: str | Path, prefer: Runner = "auto") -> str:
 
 def find_fault(folder: Path) -> str | None:
     """Return why vLLM would not run the model in a folder, as far as its files tell; None where they say nothing."""
-    if _is_adapter(folder):
+    if is_adapter(folder):
         return "it is an adapter without its base model"
     config = _read_config(folder)
     if config is None:
         return "it has no config.json that can be read"
     if not has_weights(folder):
         return "it has no weights"
+    if (folder / ADAPTER_FILE).exists():
+        return "it holds a model and an adapter"
     size = _read_head_size(config)
     if size is not None and size not in CPU_HEADS and _is_cpu_build():
         return f"its attention heads of {size} are not among those that vLLM runs on a CPU"
     return None
-
-
-def _is_adapter(folder: Path) -> bool:
-    return (folder / ADAPTER_FILE).exists() and not (folder / "config.json").exists()
 
 
 def _read_config(folder: Path) -> dict[str, Any] | None:

@@ -146,8 +146,8 @@ class TransformersEngine(Engine):
         if worker is not None:
             await asyncio.to_thread(worker.stop)
             del worker
-            gc.collect()
-            if (torch := import_module("torch")).cuda.is_available():
+            if (torch := import_module("torch")).cuda.is_available():  # another process may need the room
+                gc.collect()
                 torch.cuda.empty_cache()
 
     async def attempt(self, request: Request, n_asked: int) -> Completion:
@@ -251,7 +251,7 @@ class TransformersEngine(Engine):
 
     def _read_context(self, config: Any) -> int:
         said = (getattr(config.get_text_config(decoder=True), "max_position_embeddings", None), self._n_tokenizer)
-        made_for = min((each for each in said if each), default=None)
+        made_for = min((each for each in said if each and each < sys.maxsize), default=None)
         asked = self.options.max_model_len
         if made_for and asked and asked > made_for:
             raise ConfigError(f"max_model_len={asked} is more than the {made_for} tokens that {self.name!r} holds")
@@ -379,7 +379,7 @@ def find_folders(name: str, adapter: Path | None = None) -> tuple[Path, Path | N
     folder = _find_model(name)
     if folder is None:
         raise ConfigError(f"no model folder {name!r}; give the folder of a model, with its config.json and weights")
-    if (folder / ADAPTER_FILE).exists() and not (folder / "config.json").exists():
+    if is_adapter(folder):
         if adapter is not None:
             raise ConfigError(
                 f"{name!r} is an adapter itself; give the folder of its base model, and adapter= beside it"
@@ -399,12 +399,20 @@ def find_folders(name: str, adapter: Path | None = None) -> tuple[Path, Path | N
         raise ConfigError(f"no model in {str(folder)!r}: the folder has no config.json")
     if not has_weights(folder):
         raise ConfigError(f"no model in {str(folder)!r}: the folder has no weights, neither safetensors nor bin")
+    if (folder / ADAPTER_FILE).exists():
+        raise ConfigError(f"{str(folder)!r} holds a model and an adapter; move one of them elsewhere")
     return folder, adapter
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether there are weights that transformers reads."""
-    return any(any(folder.glob(pattern)) for pattern in WEIGHTS)
+    """Whether there are weights of a whole model that transformers reads."""
+    found = (path.name for pattern in WEIGHTS for path in folder.glob(pattern))
+    return any(not name.startswith("adapter_model") for name in found)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter and no model."""
+    return (folder / ADAPTER_FILE).exists() and not has_weights(folder)
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -12,11 +12,13 @@ from matrix_dspy.curation.benchmarks import read_rows
 from matrix_dspy.engine.serving import find_spec
 from matrix_dspy.errors import ConfigError, TableError
 from matrix_dspy.evaluation.asking import Asker, AskOptions, Call, open_asker
-from matrix_dspy.evaluation.questions import Question
-from matrix_dspy.text import hide_secrets
+from matrix_dspy.evaluation.questions import Question, list_texts, read_id
+from matrix_dspy.text import hide_secrets, replace_surrogates
 
 ANSWERS = "answers"
 _SAMPLED_BYTES = 1 << 20
+_CODE = ("completion", "solution", "canonical_solution", "code")
+"""Columns of code: what models complete, and the reference solutions of HumanEval and MBPP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,26 +160,38 @@ async def _ask_answers(
 
 
 def read_answers(path: Path, questions: Sequence[Question], name: str) -> Answers:
-    """Read answers to `questions` from a file: this project's, AlpacaEval's model_outputs or Arena-Hard's model_answer.
+    """Read answers to `questions` from a file: this project's, AlpacaEval's model_outputs, Arena-Hard's model_answer,
+    lm-evaluation-harness's samples, or a benchmark's own reference solutions.
 
-    Rows are matched by the question's id, else by its exact text; rows that match no question are passed over.
+    Rows are matched by the question's exact text, else by its id; rows that match no question are passed over.
 
     Raises:
         TableError: no row answers any of the questions.
     """
-    by_text = {question.text.strip(): question.question_id for question in questions}
+    by_text: dict[str, list[str]] = {}
+    for question in questions:
+        for text in {question.text.strip(), *list_texts(question.row)}:
+            by_text.setdefault(text, []).append(question.question_id)
     wanted = {question.question_id for question in questions}
     by_id: dict[str, list[Answer]] = {}
     model = name
+    reading = None
     for row in read_rows(path):
-        own = str(row.get("question_id") or row.get("key") or row.get("task_id") or "")
-        asked = str(row.get("instruction") or row.get("prompt") or "").strip()
-        question_id = own if own in wanted else by_text.get(asked, "")
-        turns = _read_turns(row)
-        if question_id and turns:
-            model = str(row.get("model") or row.get("model_id") or row.get("generator") or model)
-            found = by_id.setdefault(question_id, [])
-            found.append(Answer(question_id, turns, bool(row.get("is_cut_off")), len(found)))
+        if "resps" in row and row.get("filter") != (reading := reading or row.get("filter")):
+            continue  # the harness has a line for every way of reading the same answers
+        asked = row["doc"] if isinstance(row.get("doc"), Mapping) else row
+        same = next((by_text[text] for text in list_texts(asked) if text in by_text), [])
+        own = read_id(asked)
+        if same and own not in same:  # questions of one text are answered in their order, as their rows come
+            own = min(same, key=lambda question_id: len(by_id.get(question_id, ())))
+        if own not in wanted:
+            continue
+        model = replace_surrogates(str(row.get("model") or row.get("model_id") or row.get("generator") or model))
+        found = by_id.setdefault(own, [])
+        for turns in _list_samples(row):
+            stored = tuple(map(replace_surrogates, turns))
+            found.append(Answer(own, stored, bool(row.get("is_cut_off")), len(found)))
+    by_id = {question_id: found for question_id, found in by_id.items() if found}
     if not by_id:
         raise TableError(f"{str(path)!r} answers none of the questions; rows need their id or their exact text")
     missing = {q.question_id: "no answer in the file" for q in questions if q.question_id not in by_id}
@@ -224,9 +238,18 @@ def hash_model(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def _list_samples(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the answers of a row, each by its turns: one, or those that lm-evaluation-harness drew (`resps`)."""
+    if isinstance(row.get("doc"), Mapping) and isinstance(row.get("resps"), list):
+        drawn = [text for each in row["resps"] for text in (each if isinstance(each, list) else [each])]
+        return [(text,) for text in drawn if isinstance(text, str)]
+    turns = _read_turns(row)
+    return [turns] if turns else []
+
+
 def _read_turns(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the turns of an answer: `turns`, `output`, `response`, or Arena-Hard's `choices` and `messages`."""
-    for name in ("turns", "output", "response", "answer"):
+    """Return the turns of an answer: `turns`, `output`, `response`, code, Arena-Hard's `choices` and `messages`."""
+    for name in ("turns", "output", "response", "answer", *_CODE):
         if isinstance(value := row.get(name), str):
             return (value,)
         if isinstance(value, list) and value:

@@ -31,12 +31,19 @@ from matrix_dspy.curation.sandbox import (
     isolation,
     run_program_async,
 )
-from matrix_dspy.curation.verifying import build_humaneval_program, build_mbpp_program, find_code, find_entry
+from matrix_dspy.curation.verifying import (
+    build_humaneval_program,
+    build_mbpp_program,
+    find_code,
+    find_entry,
+    find_function,
+)
 from matrix_dspy.errors import ConfigError, RunError, TableError, boundary
-from matrix_dspy.evaluation.answers import Answer, Answers, Subject, gather_answers, read_reply
+from matrix_dspy.evaluation.answers import Answer, Answers, Subject, gather_answers
 from matrix_dspy.evaluation.asking import AskOptions
+from matrix_dspy.evaluation.checking import LOGS, note_model, read_reply, write_log
 from matrix_dspy.evaluation.judging import describe_questions, list_notes, make_figure
-from matrix_dspy.evaluation.lm_eval_files import write_samples
+from matrix_dspy.evaluation.lm_eval_files import Sample, build_samples, write_completions
 from matrix_dspy.evaluation.pass_at_k import measure_pass_at_k
 from matrix_dspy.evaluation.questions import Question, Questions
 from matrix_dspy.evaluation.record import Evaluation, Figure, check_folder, write_evaluation
@@ -45,7 +52,7 @@ Shape = Literal["humaneval", "mbpp", "tests"]
 
 SAMPLING = SamplingConfig(temperature=0.2, max_tokens=1024)
 """How code is drawn. Paper: T 0.2."""
-LIMITS = Limits(timeout_s=20.0, cpu_s=10, memory_mb=1024)
+LIMITS = Limits(timeout_s=30.0, cpu_s=10, memory_mb=1024)
 """What one answer may use; the slowest reference solution of HumanEval and MBPP needs under 3 s of CPU."""
 RAN = "ran.jsonl"
 """Results of programs by hash, kept in the evaluation's folder."""
@@ -83,13 +90,11 @@ class Problem:
     ask: str
 
     def read_code(self, reply: str) -> str:
-        """Return the code of a reply; empty where there is none."""
+        """Return the code of a reply, for HumanEval the whole function; empty where there is none."""
         row = self.question.row
-        entry = str(row["entry_point"]) if self.shape == "humaneval" else find_entry(_list_tests(row))
-        found = find_code(reply, entry)
-        # the body of a function has no line that begins a module
-        is_body = self.shape == "humaneval" and not found and re.search(r"^[ \t]+(?:return|yield|raise)\b", reply, re.M)
-        return reply if is_body else found
+        if self.shape == "humaneval":
+            return find_function(str(row["prompt"]), str(row["entry_point"]), reply)
+        return find_code(reply, find_entry(_list_tests(row)))
 
     def build_program(self, code: str) -> Program:
         """Return code with the problem's tests."""
@@ -156,7 +161,8 @@ async def run_code(
     """Measure pass@k of a model, `samples` answers a problem, and write it down in `folder`.
 
     `n_at_once` programs run at a time, one per core unless said. A question without an answer is in no figure.
-    Beside judged.jsonl stand the answers, the results of what was run, and a log as lm-evaluation-harness writes.
+    Beside judged.jsonl stand the answers, the results of what was run, and for HumanEval and MBPP the code that was
+    run, as lm-evaluation-harness logs it and as HumanEval's own tool takes it.
 
     Raises:
         ConfigError: a k is above the number of answers a problem.
@@ -171,13 +177,15 @@ async def run_code(
     problems = [read_problem(question) for question in questions]
     ks = tuple(sorted(set(k)))
     if model.path is None and ks[-1] > samples:
-        raise ConfigError(f"pass@{ks[-1]} needs {ks[-1]} answers a problem, {samples} are drawn; ask for --samples {ks[-1]}")
+        raise ConfigError(
+            f"pass@{ks[-1]} needs {ks[-1]} answers a problem, {samples} are drawn; ask for --samples {ks[-1]}"
+        )
     asked = [replace(problem.question, turns=(problem.ask,)) for problem in problems]
     answers = await gather_answers(model, asked, folder, options, sampling=sampling, n=samples)
     verdicts = await judge_answers(problems, answers, folder, limits, n_at_once, is_quiet=options.is_quiet)
     evaluation = _sum_up(model, questions, problems, answers, verdicts, ks, options, sampling, limits)
     write_evaluation(evaluation, list(_list_rows(problems, answers, verdicts)), folder)
-    _write_log(problems, answers, verdicts, folder)
+    _write_logs(problems, questions, answers, verdicts, folder)
     return evaluation
 
 
@@ -273,14 +281,167 @@ def hash_program(program: Program, limits: Limits) -> str:
 def _prepare(problem: Problem, answer: Answer) -> Program | Verdict:
     """Return the program of an answer, or the verdict where there is nothing to run."""
     code = problem.read_code(read_reply(answer))
-    if not code.strip():
-        return Verdict("no code", "it holds no Python")
-    program = problem.build_program(code)
-    try:
-        with _no_warnings():
-            compile(program.code, "solution.py", "exec", dont_inherit=True)
-            ...
-    except (SyntaxError, ValueError) as error:
-        where = f" in line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        return Verdict("did not parse", f"{error.args[0] if error.args else error}{where}")
-    return program
+    return problem.build_program(code) if code.strip() else Verdict("no code", "it holds no Python")
+
+
+def _name_reason(result: SandboxResult) -> str:
+    """Return why an answer failed, empty where it passed."""
+    if result.outcome == "passed":
+        return ""
+    raised = {result.exception, *(test.exception for test in result.tests if test.state == "failed")}
+    text = " ".join([result.detail, *(test.message for test in result.tests)])
+    if "PermissionError" in raised or "Read-only file system" in text or "'_ctypes'" in text:
+        return "contained"
+    if result.outcome != "failed":
+        return {"timeout": "timed out", "memory": "out of memory"}.get(result.outcome, "crashed")
+    if not result.tests and result.exception in ("SyntaxError", "IndentationError", "TabError"):
+        return "did not parse"
+    if raised & {"ModuleNotFoundError", "ImportError"}:
+        return "missing library"
+    return "left early" if "SystemExit" in raised else "failed"
+
+
+def _read_kept(path: Path) -> dict[str, Verdict]:
+    """Return the results of an earlier start; a torn or foreign line is none."""
+    found: dict[str, Verdict] = {}
+    with boundary(RunError, f"read {str(path)!r}"):
+        lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):
+            row = orjson.loads(line)
+            verdict = Verdict(str(row["reason"]), str(row["detail"]), int(row["n_tests"]), int(row["n_passed"]))
+            found[str(row["program"])] = verdict
+    return found
+
+
+def _end_last_line(file: int) -> None:
+    """Close a line that an earlier start left torn, so that the next one stands alone."""
+    size = os.fstat(file).st_size
+    if size and os.pread(file, 1, size - 1) != b"\n":
+        os.write(file, b"\n")
+
+
+def _sum_up(
+    model: Subject,
+    questions: Questions,
+    problems: Sequence[Problem],
+    answers: Answers,
+    verdicts: Mapping[tuple[str, int], Verdict],
+    ks: Sequence[int],
+    options: AskOptions,
+    sampling: SamplingConfig,
+    limits: Limits,
+) -> Evaluation:
+    by_problem: dict[str, list[bool]] = {}
+    for (question_id, _), verdict in sorted(verdicts.items()):
+        by_problem.setdefault(question_id, []).append(verdict.is_right)
+    figures = _measure(by_problem, ks, options.seed)
+    published = {name: found for name, found in by_problem.items() if name.isdecimal() and int(name) in MBPP_TEST}
+    if {problem.shape for problem in problems} == {"mbpp"} and 0 < len(published) < len(by_problem):
+        figures += _measure(published, ks, options.seed, f"tasks {MBPP_TEST[0]} to {MBPP_TEST[-1]}")
+    reasons = Counter(verdict.reason or "passed" for verdict in verdicts.values())
+    counts = {"problems": len(by_problem), "answers": len(verdicts)}
+    counts |= {"missing": len(questions) - len(by_problem), "cut off": answers.n_cut_off}
+    settings = {
+        "k": list(ks),
+        "answers per problem": sorted({len(found) for found in by_problem.values()}),
+        "seed": options.seed,
+        "answers": None if model.path else sampling.model_dump(exclude_none=True),
+        "limits": {"timeout_s": limits.timeout_s, "cpu_s": limits.cpu_s, "memory_mb": limits.memory_mb},
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "isolation": isolation().describe(),
+    }
+    return Evaluation(
+        "code",
+        {"model": answers.name},
+        questions=describe_questions(questions),
+        settings=settings,
+        figures=figures,
+        counts=counts | dict(sorted(reasons.items())),
+        notes=[*list_notes(questions, answers), *note_model(answers)],
+        scores={name: 100 * sum(found) / len(found) for name, found in by_problem.items()},
+    )
+
+
+def _measure(by_problem: Mapping[str, Sequence[bool]], ks: Sequence[int], seed: int, group: str = "") -> list[Figure]:
+    if not by_problem:
+        return [Figure(f"pass@{k}", None, group=group) for k in ks]
+    found = measure_pass_at_k(by_problem, ks, seed=seed)
+    return [make_figure(f"pass@{k}", found[k].scale(100), group=group) for k in ks]
+
+
+def _list_rows(
+    problems: Iterable[Problem], answers: Answers, verdicts: Mapping[tuple[str, int], Verdict]
+) -> Iterable[dict[str, Any]]:
+    for problem in problems:
+        question_id = problem.question.question_id
+        for place, answer in enumerate(answers.by_id.get(question_id, ())):
+            verdict = verdicts[question_id, place]
+            yield {
+                "question_id": question_id,
+                "sample": place,
+                "is_right": verdict.is_right,
+                "reason": verdict.reason,
+                "detail": verdict.detail,
+                "n_tests": verdict.n_tests,
+                "n_passed": verdict.n_passed,
+                "is_cut_off": answer.is_cut_off,
+                "code": problem.read_code(read_reply(answer)),
+            }
+        if question_id in answers.missing:
+            yield {"question_id": question_id, "missing": answers.missing[question_id]}
+
+
+def _write_logs(
+    problems: Sequence[Problem],
+    questions: Questions,
+    answers: Answers,
+    verdicts: Mapping[tuple[str, int], Verdict],
+    folder: Path,
+) -> None:
+    shapes = {problem.shape for problem in problems}
+    if shapes not in ({"humaneval"}, {"mbpp"}):
+        return
+    samples: list[Sample] = []
+    completions: list[tuple[str, str]] = []
+    for problem in problems:
+        question = problem.question
+        given = answers.by_id.get(question.question_id, ())
+        # after a prompt, which ends in a docstring, a whole function defines it once more
+        start = "\n" if problem.shape == "humaneval" else ""
+        replies = [f"{start}{problem.read_code(read_reply(answer))}" for answer in given]
+        completions += [(question.question_id, reply) for reply in replies]
+        place = _find_place(problem)
+        if replies and place is not None:
+            share = sum(verdicts[question.question_id, i].is_right for i in range(len(given))) / len(given)
+            metric = "pass@1" if problem.shape == "humaneval" else "pass_at_1"
+            samples += build_samples(problem.shape, place, question.row, problem.ask, replies, {metric: share})
+    write_completions(completions, folder / LOGS / "completions.jsonl")
+    write_log(next(iter(shapes)), samples, questions, answers.name, folder)
+
+
+def _find_place(problem: Problem) -> int | None:
+    """Return a problem's place in the split that lm-evaluation-harness asks; None where it is in none."""
+    number = problem.question.question_id.removeprefix("HumanEval/")
+    if not (number.isascii() and number.isdecimal()):
+        return None
+    if problem.shape == "humaneval":
+        return int(number)
+    return int(number) - MBPP_TEST.start if int(number) in MBPP_TEST else None
+
+
+def _list_tests(row: Mapping[str, Any]) -> list[str]:
+    """Return a problem's tests as statements; those of a CSV file may be JSON."""
+    tests = row.get("test_list") or row.get("tests") or ()
+    if isinstance(tests, str) and tests.lstrip().startswith("["):
+        with suppress(ValueError):
+            tests = orjson.loads(tests)
+    listed = [tests] if isinstance(tests, str) else list(tests)
+    return [str(test) for test in listed if str(test).strip()]
+
+
+def _fence(code: str) -> str:
+    """Return code in a fence that nothing in it closes."""
+    longest = max((len(run) for run in re.findall(r"`{3,}", code)), default=2)
+    mark = "`" * (longest + 1)
+    return f"{mark}python\n{code}\n{mark}"

@@ -8,9 +8,9 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from matrix_dspy.bulk.runner import Outcome
 from matrix_dspy.config import SAMPLING, SamplingConfig
@@ -21,6 +21,7 @@ from matrix_dspy.evaluation.intervals import Interval, bootstrap_mean, wilson
 from matrix_dspy.evaluation.questions import Question, Questions
 from matrix_dspy.evaluation.record import Figure, write_judged
 from matrix_dspy.loading import hash_prompt, load_program
+from matrix_dspy.synthesis.thinking import split_thinking
 from matrix_dspy.text import clean_text
 
 log = logging.getLogger("matrix_dspy")
@@ -28,29 +29,35 @@ log = logging.getLogger("matrix_dspy")
 SAMPLED = SAMPLING["converser"]
 """How models answer where nothing else is asked for: T 0.7, top-p 0.9, as the data sets are answered (METHOD 3.3)."""
 GREEDY = SamplingConfig(temperature=0.0, max_tokens=SAMPLED.max_tokens)
-BOTH_ORDERS = "every pair asked in both orders; where the two disagree, or either has no verdict, see ties and unjudged"
 REHEARSAL = "rehearsal"
 _SHOWN_FAULTS = 3
-_ORDERS = ("model first", "reference first")
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers to one question; `is_equal` where there is nothing to compare."""
+    """Two answers to one question, and both as the judge sees them."""
 
     question: Question
     model: Answer
     reference: Answer
+    shown: tuple[str, str]
+    """The texts of both, cleaned, the model's first."""
+
+    @classmethod
+    def of(cls, question: Question, model: Answer, reference: Answer) -> Self:
+        """Build a pair; what was thought before an answer is neither judged nor measured."""
+        model, reference = drop_thinking(model), drop_thinking(reference)
+        return cls(question, model, reference, (clean_text(model.text), clean_text(reference.text)))
 
     @property
     def is_equal(self) -> bool:
-        """Whether both say the same, in the same words."""
-        return clean_text(self.model.text) == clean_text(self.reference.text)
+        """Whether both say the same, so that there is nothing to compare."""
+        return self.shown[0] == self.shown[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """What the judge said of one pair in either order; both are None for equal answers, which are not asked about."""
+    """What a judge said of one pair in either order; both are None for equal answers, which are not asked about."""
 
     pair: Pair
     model_first: Outcome | None = None
@@ -77,6 +84,11 @@ class Matched:
     n_missing_reference: int
 
 
+def drop_thinking(answer: Answer) -> Answer:
+    """Return an answer without what was thought before it."""
+    return replace(answer, turns=tuple(split_thinking(turn, is_wanted=False).answer for turn in answer.turns))
+
+
 def match_answers(questions: Sequence[Question], model: Answers, reference: Answers) -> Matched:
     """Pair the first answers of two sides; what one lacks is counted, never a loss.
 
@@ -89,7 +101,7 @@ def match_answers(questions: Sequence[Question], model: Answers, reference: Answ
     for question in questions:
         found = [side.first(question.question_id) for side in (model, reference)]
         if found[0] is not None and found[1] is not None:
-            pairs.append(Pair(question, found[0], found[1]))
+            pairs.append(Pair.of(question, found[0], found[1]))
             continue
         lacking = [n + (answer is None) for n, answer in zip(lacking, found, strict=True)]
         whose = [
@@ -107,6 +119,11 @@ def match_answers(questions: Sequence[Question], model: Answers, reference: Answ
     return Matched(tuple(pairs), missing, *lacking)
 
 
+def list_missing(missing: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the rows of questions that could not be paired."""
+    return [{"question_id": key, "verdict": "missing", "reason": reason} for key, reason in missing.items()]
+
+
 async def ask_pairs(asker: Asker, program: str, pairs: Sequence[Pair], *, expect: str = "") -> list[Verdicts]:
     """Have a program with `response_a` and `response_b` compare every pair twice, model first and reference first."""
     asked = [place for place, pair in enumerate(pairs) if not pair.is_equal]
@@ -121,9 +138,8 @@ async def ask_pairs(asker: Asker, program: str, pairs: Sequence[Pair], *, expect
 
 
 def _lay_out(pair: Pair, *, is_swapped: bool) -> dict[str, str]:
-    shown = (pair.reference, pair.model) if is_swapped else (pair.model, pair.reference)
-    texts = [clean_text(text) for text in (pair.question.text, *(answer.text for answer in shown))]
-    return dict(zip(("instruction", "response_a", "response_b"), texts, strict=True))
+    shown = pair.shown[::-1] if is_swapped else pair.shown
+    return {"instruction": clean_text(pair.question.text), "response_a": shown[0], "response_b": shown[1]}
 
 
 def check_sides(model: Subject, reference: Subject) -> None:
@@ -173,15 +189,23 @@ def describe_questions(questions: Questions) -> dict[str, Any]:
     }
 
 
-def describe_judging(program: str, options: AskOptions, sampling: SamplingConfig, n_resamples: int) -> dict[str, Any]:
-    """Return the settings that every judged evaluation records; the hash is that of the judge's whole prompt."""
-    return {
+def describe_judging(
+    program: str, options: AskOptions, n_resamples: int, sampling: SamplingConfig, *subjects: Subject
+) -> dict[str, Any]:
+    """Return the settings that every judged evaluation records; the hash is that of the judge's whole prompt.
+
+    How answers were drawn is told where any of the subjects was asked for them.
+    """
+    settings: dict[str, Any] = {
         "program": program,
         "prompt_sha256": hash_prompt(load_program(program)),
         "seed": options.seed,
         "n_resamples": n_resamples,
-        "answers": {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens},
     }
+    if any(subject.path is None for subject in subjects):
+        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens}
+        settings |= {f"answers_{name}": value for name, value in drawn.items() if value is not None}
+    return settings
 
 
 def list_notes(questions: Questions, *sides: Answers, uses_turns: bool = False) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from matrix_dspy.curation.benchmarks import read_rows
 from matrix_dspy.errors import TableError
+from matrix_dspy.text import replace_surrogates
 
 _IDS = ("question_id", "task_id", "key", "uid", "doc_id", "id")
 _TEXTS = ("turns", "messages", "prompt", "instruction", "question", "input", "text")
@@ -75,13 +76,25 @@ def read_questions(path: Path, *, column: str = "", limit: int | None = None) ->
 
 
 def _read_question(row: dict[str, Any], column: str, place: int, path: Path) -> Question:
-    turns = tuple(turn for turn in map(_read_turn, _as_list(row.get(column))) if turn.strip())
+    asked = map(replace_surrogates, map(_read_turn, _as_list(row.get(column))))
+    turns = tuple(turn for turn in asked if turn.strip())
     if not turns:
         raise TableError(f"question {place + 1} of {str(path)!r} has no text in {column!r}; mend it, or take it out")
-    own_id = next((str(row[name]) for name in _IDS if row.get(name) not in (None, "")), f"q{place:05d}")
-    references = next((row[name] for name in _REFERENCES if name != column and row.get(name)), ())
+    own_id = replace_surrogates(read_id(row)) or f"q{place:05d}"
+    references = next((row[name] for name in _REFERENCES if name != column and row.get(name)), None)
     category = next((str(row[name]) for name in _CATEGORIES if isinstance(row.get(name), str) and row[name]), "")
-    return Question(own_id, turns, category, tuple(map(str, _as_list(references))), row)
+    known = tuple(replace_surrogates(str(each)) for each in _as_list(references))
+    return Question(own_id, turns, replace_surrogates(category), known, row)
+
+
+def read_id(row: Mapping[str, Any]) -> str:
+    """Return a row's own id; empty where it has none."""
+    return next((str(row[name]) for name in _IDS if row.get(name) not in (None, "")), "")
+
+
+def list_texts(row: Mapping[str, Any]) -> list[str]:
+    """Return the texts that a row may be known by, without outer blanks: what is asked in it, under any usual name."""
+    return [text.strip() for name in _TEXTS if isinstance(text := row.get(name), str) and text.strip()]
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -93,7 +106,7 @@ def _as_list(value: Any) -> list[Any]:
 def _read_turn(turn: Any) -> str:
     """Return what the user says in a turn: text, {"content": ...}, or a message; an assistant's says nothing."""
     if not isinstance(turn, Mapping):
-        return str(turn)
+        return "" if turn is None else str(turn)
     if turn.get("role", "user") != "user":
         return ""
     return str(turn.get("content") or "")

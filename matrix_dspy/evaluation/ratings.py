@@ -20,6 +20,7 @@ from matrix_dspy.evaluation.judging import (
     Scored,
     describe_judging,
     describe_questions,
+    drop_thinking,
     dump_outcome,
     list_notes,
     mean_figures,
@@ -101,7 +102,7 @@ async def run_ratings(
         models={"model": answers.name},
         judge=asker.model,
         questions=describe_questions(questions),
-        settings=describe_judging(PROGRAM, options, sampling, n_resamples) | {"n_turns": n_turns},
+        settings=describe_judging(PROGRAM, options, n_resamples, sampling, model) | {"n_turns": n_turns},
         figures=_list_figures(turns, outcomes, options.seed, n_resamples),
         counts={
             "judged": sum(outcome.is_ok for outcome in outcomes),
@@ -119,7 +120,7 @@ async def run_ratings(
 def _list_turns(questions: Sequence[Question], answers: Answers, n_turns: int | None) -> list[_Turn]:
     answered = [(question, answers.first(question.question_id)) for question in questions]
     return [
-        _Turn(question, answer, place)
+        _Turn(question, drop_thinking(answer), place)
         for question, answer in answered
         if answer is not None
         for place in range(min(len(question.turns[:n_turns]), len(answer.turns)))

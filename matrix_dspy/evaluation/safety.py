@@ -22,6 +22,7 @@ from matrix_dspy.evaluation.judging import (
     Scored,
     describe_judging,
     describe_questions,
+    drop_thinking,
     dump_outcome,
     list_notes,
     mean_figures,
@@ -61,7 +62,8 @@ async def run_safety(
     """
     check_folder(folder, "safety")
     answers = await gather_answers(model, questions, folder, options, sampling=sampling, n_turns=1)
-    answered = [(each, answer) for each in questions if (answer := answers.first(each.question_id)) is not None]
+    found = ((each, answers.first(each.question_id)) for each in questions)
+    answered = [(each, drop_thinking(answer)) for each, answer in found if answer is not None]
     if not answered:
         raise RunError(f"{model.name!r} answered none of the {len(questions)} questions; there is nothing to judge")
     calls = [_build_call(question, answer) for question, answer in answered]
@@ -75,7 +77,7 @@ async def run_safety(
     ]
     if not any(outcome.is_ok for outcome in outcomes):
         refuse_unjudged(asker, "answers", outcomes, rows, folder)
-    settings = describe_judging(PROGRAM, options, sampling, n_resamples)
+    settings = describe_judging(PROGRAM, options, n_resamples, sampling, model)
     evaluation = Evaluation(
         kind="safety",
         models={"model": answers.name},

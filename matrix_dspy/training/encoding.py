@@ -136,14 +136,15 @@ class ChatEncoder:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         # the function behind apply_chat_template, which keeps the places in characters to itself (transformers 5.19)
-        rendered, spans = render_jinja_template(
+        rendered: Any = render_jinja_template(
             conversations=[[{"role": turn.role, "content": turn.content} for turn in turns]],
             chat_template=self._template,
             return_assistant_tokens_mask=self._has_markers,
             add_generation_prompt=is_prompt,
             **self.tokenizer.special_tokens_map,
         )
-        return rendered[0], [(start, end) for start, end in spans[0]] if spans else []
+        texts, spans = rendered
+        return texts[0], [(start, end) for start, end in spans[0]] if spans else []
 
     def _shape_span(self, text: str, start: int, end: int) -> tuple[int, int]:
         """Make a span end with the token that ends the turn: neither before it nor with white space behind it."""

@@ -120,11 +120,12 @@ def read_source(path: Path, stage: Stage) -> tuple[Dataset, Source]:
         TableError: there is none.
     """
     files = find_data_files(path)
-    if path.is_dir() and len(files) > 1 and (path / "run.toml").is_file():
+    is_run = (path / "run.toml").is_file()
+    if is_run and len(files) > 1:
         names = ", ".join(file.stem for file in files)
         raise ConfigError(f"{str(path)!r} holds several data sets ({names}); give one of its files under dataset/")
     dataset = read_dataset(path)
-    kind = files[0].stem if path.is_dir() and (path / "run.toml").is_file() else dataset.layout.name
+    kind = next(iter(files)).stem if is_run else dataset.layout.name
     wanted = "conversation" if stage == "sft" else "pair"
     if dataset.shape != wanted:
         raise ConfigError(

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
@@ -144,7 +143,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _read_count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer() or value < 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not float(value).is_integer() or value < 0:
         raise ValueError(f"{value!r} is no count; give a whole number")
     return int(value)
 
@@ -159,6 +158,12 @@ def _read_text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{value!r} is no text; give a word or phrase")
     return value.strip()
+
+
+def _read_mark(value: Any) -> str:
+    if not structure.has_words(mark := _read_text(value)):
+        raise ValueError(f"{value!r} is no mark; give one with letters, as 'P.S.'")
+    return mark
 
 
 def _read_texts(value: Any) -> tuple[str, ...]:
@@ -354,7 +359,7 @@ def _build_kinds() -> dict[str, Checker]:
         Checker(
             "detectable_content:postscript",
             "have a postscript with the mark",
-            {"postscript_marker": text},
+            {"postscript_marker": _read_mark},
             _has_postscript,
         ),
         Checker("detectable_format:constrained_response", "give one of three answers", {}, _is_constrained),

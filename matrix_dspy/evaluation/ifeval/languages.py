@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 FEWEST_WORDS = 5
 """English with fewer words is too short to tell; it is believed unless its script is another."""
 SHORT = 120
-"""Characters below which lingua looks at all n-grams, not trigrams alone; so do we where the trigrams say no."""
+"""Characters below which lingua can look at all n-grams; from there on at trigrams alone."""
 N_RIVALS = 3
-"""Languages the trigrams put forward against the wanted one."""
+"""Languages the trigrams put forward for a closer look at a short text."""
 
 _OWN_SCRIPTS = {
     "AMHARIC": ("am", "\u1200-\u137f"),
@@ -79,34 +79,40 @@ def is_in_language(text: str, code: str) -> bool:
         ConfigError: it is a language that cannot be told.
     """
     wanted = find_code(code)
-    prose = take_prose(replace_surrogates(text[:LONGEST]), has_quotations=True)
-    found = detect_language(prose)
-    if found == wanted or not found or len(prose) >= SHORT or wanted in _OWN_SCRIPTS or wanted == "NEPALI":
-        return found == wanted
-    rivals = [name for name, _ in _rank(_load_detector(), prose)[:N_RIVALS]]
-    closer = _rank(_load_detector(tuple(sorted({wanted, *rivals}))), prose)
-    return bool(closer) and closer[0][0] == wanted
+    return _detect(_take_prose(text), wanted) == wanted
 
 
 def is_english(text: str) -> bool:
     """Whether `text`, in whatever case, is English, or too short to tell."""
-    prose = take_prose(replace_surrogates(text[:LONGEST].lower()), has_quotations=True)
+    prose = _take_prose(text.lower())
     if len(prose.split()) < FEWEST_WORDS:
         letters = [each for each in prose if each.isalpha()]
         return 2 * sum(map(str.isascii, letters)) >= len(letters)
     return is_in_language(text.lower(), "en")
 
 
-def detect_language(prose: str) -> str:
-    """Return the name of the language that most of `prose` is in, or nothing where it holds no letters."""
+def _take_prose(text: str) -> str:
+    """Return the beginning of `text` without what is no prose, or with it where there is nothing else."""
+    beginning = replace_surrogates(text[:LONGEST])
+    prose = take_prose(beginning, has_quotations=True)
+    return prose if any(map(str.isalpha, prose)) else beginning
+
+
+def _detect(prose: str, wanted: str) -> str:
+    """Return the language that most of `prose` is in, or nothing where it holds no letters.
+
+    Trigrams take some sentences of 60 letters for a neighbour's, English for Swedish, so in short texts all n-grams
+    of the wanted language and of its likeliest rivals decide.
+    """
     n_letters = sum(map(str.isalpha, prose))
     for name, (_, script) in _OWN_SCRIPTS.items():
         if 2 * sum(map(str.isalpha, re.findall(f"[{script}]", prose))) > n_letters:
             return name
     ranked = _rank(_load_detector(), prose)
-    if not ranked:
-        return ""
-    name = ranked[0][0]
+    if len(ranked) > 1 and len(prose) < SHORT:
+        rivals = {name for name, _ in ranked[:N_RIVALS]} | ({wanted} & dict(ranked).keys())
+        ranked = _rank(_load_detector(tuple(sorted(rivals))), prose)
+    name = ranked[0][0] if ranked else ""
     return _tell_devanagari(prose, name) if name in _SMALL_WORDS else name
 
 

@@ -5,7 +5,6 @@ The rules are our own and need no data. Every pattern takes time linear in the r
 """
 
 import re
-import sys
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
@@ -16,6 +15,8 @@ from matrix_dspy.text import list_ranges
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
+MOST_MARK = 0x1F000
+"""Scripts' marks are below; what is above holds no signs of words."""
 _ALNUM = re.compile(r"[^\W_]")
 _LIST_MARK = re.compile(
     r"""
@@ -38,23 +39,33 @@ _STOP = re.compile(
     """,
     re.VERBOSE,
 )
-_NO_STOP = """
-mr mrs ms dr prof st rev hon gen col sgt capt lt mt ft no nos vs fig figs eq approx dept vol pp cf viz al e.g i.e p.s
-p.p.s
-"""
+_NO_STOP = "mr mrs ms dr prof st rev hon gen col sgt capt lt mt vs cf viz e.g i.e p.s p.p.s"
 """Abbreviations whose full stop ends no sentence, whatever follows."""
+_NO_STOP_BEFORE_NUMBER = "no nos fig figs eq vol pp ch approx"
+"""Those of which a number makes abbreviations."""
 _MAYBE_STOP = """
-jr sr inc ltd co corp etc a.m p.m u.s u.k u.n d.c ph.d b.a m.a b.sc m.sc
+jr sr inc ltd co corp etc al ft dept approx a.m p.m u.s u.k u.n d.c ph.d b.a m.a b.sc m.sc
 jan feb mar apr jun jul aug sep sept oct nov dec
 """
-"""Abbreviations whose full stop ends a sentence where the next word begins with a capital."""
+"""Those whose full stop ends a sentence where the next word begins with a capital."""
 _NEVER_ENDING, _MAYBE_ENDING = frozenset(_NO_STOP.split()), frozenset(_MAYBE_STOP.split())
+_BEFORE_NUMBER = frozenset(_NO_STOP_BEFORE_NUMBER.split())
 LONGEST_ABBREVIATION = 12
+"""Characters before a stop that are looked at."""
 _DIVIDER = re.compile(r"(?<!\S)\*{3}(?!\S)")
 _SIX = re.compile(r"(?<![*\\])\*{6}(?!\*)")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 _BRACKETS = re.compile(r"\[([^\[\]\n]+)\](?!\()")
 _ANGLES = re.compile(r"<<([^<>\n]+)>>")
+_UNSPACED = (
+    ("\u0e00", "\u0eff"),
+    ("\u1000", "\u109f"),
+    ("\u1780", "\u17ff"),
+    ("\u3040", "\u30ff"),
+    ("\u3400", "\u9fff"),
+)
+"""Thai and Lao, Burmese, Khmer, Japanese, Chinese."""
+_WRAPPING = " \t\r\n\"'“”‘’*_"
 _BEGINNING = r"(?:^|[.!?…:;\])][\"'”’)*_]{0,6}[ \t]{1,4})[^\w\n]{0,20}_{0,3}"
 """Where a line begins, or a sentence in it, and the markup there."""
 
@@ -71,7 +82,7 @@ def list_words(text: str) -> list[str]:
 @cache
 def _load_word_pattern() -> re.Pattern[str]:
     """Return the pattern of a word; `\\w` lacks the vowel signs that are part of words in Indian scripts."""
-    marks = list_ranges(code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "M")
+    marks = list_ranges(code for code in range(MOST_MARK) if unicodedata.category(chr(code))[0] == "M")
     sign = rf"(?:[^\W_]|[{marks}])"
     return re.compile(rf"[^\W_]{sign}*+(?:(?:['’](?=[^\W\d_])|(?<=\d)[.,](?=\d)){sign}++)*+")
 
@@ -94,12 +105,14 @@ def count_sentences(text: str) -> int:
     """
     plain = _LIST_MARK.sub("", text)
     is_lower = not any(map(str.isupper, plain))
-    n_sentences, start = 0, 0
+    n_sentences, start, seen, is_open = 0, 0, 0, False
     for stop in _STOP.finditer(plain):
-        if _ALNUM.search(plain, start, stop.start()) and _ends_sentence(plain, start, stop, is_lower):
+        is_open = is_open or _ALNUM.search(plain, seen, stop.start()) is not None
+        seen = stop.end()
+        if is_open and _ends_sentence(plain, start, stop, is_lower):
             n_sentences += 1
-            start = stop.end()
-    return n_sentences + (_ALNUM.search(plain, start) is not None)
+            start, is_open = stop.end(), False
+    return n_sentences + (is_open or _ALNUM.search(plain, seen) is not None)
 
 
 def _ends_sentence(text: str, start: int, stop: re.Match[str], is_lower: bool) -> bool:
@@ -117,6 +130,8 @@ def _ends_sentence(text: str, start: int, stop: re.Match[str], is_lower: bool) -
     last = before[-1].lstrip("\"'“‘«([*_").casefold() if before else ""
     if last in _NEVER_ENDING or (len(last) == 1 and last.isalpha() and last != "i"):
         return not rest.strip()
+    if last in _BEFORE_NUMBER and following.isdigit():
+        return False
     if last in _MAYBE_ENDING:
         return not following.islower() or "\n" in gap
     return not goes_on
@@ -168,7 +183,8 @@ def has_postscript(text: str, mark: str) -> bool:
 
     Before it a line may have the word postscript. A mark that is spoken of in a sentence is none.
     """
-    letters = r"\.[ \t]?".join(re.escape(each) for each in mark if each.isalnum())
+    parts = [re.escape(each) for each in re.split(r"[.\s]+", mark) if each]
+    letters = (r"\.[ \t]?" if "." in mark else r"[ \t]+").join(parts)
     start = rf"(?:{_BEGINNING}|^[^\w\n]{{0,20}}post-?script[^\w\n]{{0,20}})(?<!p\.)(?<!p\. )"
     pattern = rf"{start}{letters}(?![^\W_])[\W_]{{0,40}}[^\W_]"
     return re.search(pattern, text, re.MULTILINE | re.IGNORECASE) is not None
@@ -218,8 +234,8 @@ def count_phrase(text: str, phrase: str) -> int:
 
 
 def ends_with(text: str, phrase: str) -> bool:
-    """Whether `text` ends with `phrase` as whole words, case and closing quotation marks and asterisks aside."""
-    text, phrase = (fold(each).rstrip(" \t\r\n\"'”*_") for each in (text, phrase))
+    """Whether `text` ends with `phrase` as whole words, case and the quotation marks and asterisks around it aside."""
+    text, phrase = fold(text).rstrip(_WRAPPING), fold(phrase).strip(_WRAPPING) or fold(phrase).strip()
     return text.endswith(phrase) and _is_whole(text, len(text) - len(phrase), len(text))
 
 
@@ -252,9 +268,4 @@ def _is_inside(text: str, at: int) -> bool:
 
 
 def _is_unspaced(letter: str) -> bool:
-    return (
-        "\u0e00" <= letter <= "\u0eff"
-        or "\u1000" <= letter <= "\u109f"
-        or "\u1780" <= letter <= "\u17ff"
-        or ("\u3040" <= letter <= "\u30ff" or "\u3400" <= letter <= "\u9fff")
-    )
+    return any(first <= letter <= last for first, last in _UNSPACED)

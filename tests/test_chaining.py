@@ -1,0 +1,100 @@
+"""A whole recipe: data, SFT, pairs against the SFT model, DPO; with a real tiny model and real training."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from matrix_dspy.chaining import ChainPlan
+from matrix_dspy.errors import ConfigError
+from tests.conftest import run_cli
+from tests.tiny_model import build_tiny_model
+
+CHAIN = "plumbing+plumbing-dpo"
+SMALL = ("--n", "16", "--set", "population.n_agents=20", "--set", "operation.plots=false")
+TRAINED = ("--train", "epochs=6", "--train", "batch=4", "--train", "accumulation=1", "--train", "eval_share=0")
+RATES = ("--train", "sft.learning_rate=5e-3", "--train", "dpo.learning_rate=1e-3", "--train", "max_length=1024")
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory) -> Path:
+    """A tiny model of random weights."""
+    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory, tiny_model) -> tuple[Path, list[str], str]:
+    """A chain that was run: its folder, the command, and what it said."""
+    out = tmp_path_factory.mktemp("chain") / "whole"
+    command = ["train", "recipe", CHAIN, "--model", str(tiny_model), "--out", str(out), *SMALL, *TRAINED, *RATES]
+    ended = run_cli(*command, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    return out, command, ended.stdout
+
+
+def read_metrics(folder: Path, name: str) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def test_the_loss_of_sft_falls(chain):
+    losses = read_metrics(chain[0] / "plumbing-model", "loss")
+
+    assert len(losses) >= 10
+    assert sum(losses[-3:]) / 3 < 0.8 * losses[0]
+
+
+def test_dpo_comes_to_prefer_the_chosen_side(chain):
+    accuracies = read_metrics(chain[0] / "plumbing-dpo-model", "rewards/accuracies")
+
+    assert sum(accuracies[-3:]) / 3 > 0.8 > accuracies[0]
+
+
+def test_the_rejected_side_is_the_tuned_model_s_own(chain):
+    pairs = pl.read_parquet(chain[0] / "plumbing-dpo" / "dataset" / "dpo.parquet")
+    responses = pl.read_parquet(chain[0] / "plumbing-dpo" / "tables" / "responses.parquet")
+
+    models = dict(responses.filter(pl.col("part") == "rejected").select("instruction_id", "model").iter_rows())
+    assert len(pairs) == 16
+    assert all("plumbing-model" in models[each] for each in pairs["instruction_id"])
+
+
+def test_dpo_starts_from_the_sft_model_and_its_card_names_the_stages(chain):
+    card = (chain[0] / "plumbing-dpo-model" / "README.md").read_text()
+    record = json.loads((chain[0] / "plumbing-dpo-model" / "train.json").read_text())
+
+    assert Path(record["model"]["path"]) == (chain[0] / "plumbing-model").resolve()
+    assert "sft" in card.lower() and "dpo" in card.lower() and "rehears" in card.lower()
+
+
+def test_a_finished_chain_says_so_and_asks_nothing(chain):
+    before = {path: path.stat().st_mtime_ns for path in chain[0].rglob("*.safetensors")}
+
+    ended = run_cli(*chain[1])
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("finished already") == 2
+    assert {path: path.stat().st_mtime_ns for path in chain[0].rglob("*.safetensors")} == before
+
+
+def test_a_chain_stopped_by_a_limit_says_what_is_missing(tmp_path, tiny_model):
+    limits = ("--set", "operation.max_calls=30")
+    ended = run_cli("train", "recipe", CHAIN, "--model", str(tiny_model), "--out", str(tmp_path / "c"), *SMALL, *limits)
+
+    assert ended.returncode == 3
+    assert "rows of plumbing are missing" in ended.stderr and "the same command goes on" in ended.stderr
+    assert not (tmp_path / "c" / "plumbing-model").exists()
+
+
+def test_a_model_that_cannot_be_trained_is_refused_before_data_is_made(tmp_path):
+    ended = run_cli("train", "recipe", CHAIN, "--model", str(tmp_path), "--out", str(tmp_path / "c"))
+
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1 and "config.json" in ended.stderr
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_recipe_of_pairs_alone_is_no_chain(tmp_path):
+    with pytest.raises(ConfigError, match="begins with pairs"):
+        ChainPlan.of("type2-dpo", "rehearsal", tmp_path, {}, (), "paper", {}, ())
