@@ -10,6 +10,7 @@ from matrix_dspy.bulk.budget import Budget
 from matrix_dspy.bulk.program import open_engine, sends_schemas
 from matrix_dspy.config import Config, KindConfig
 from matrix_dspy.engine.base import Engine, Usage
+from matrix_dspy.engine.serving import find_spec
 from matrix_dspy.errors import ConfigError
 from matrix_dspy.report.prices import Price, find_price
 from matrix_dspy.text import hide_secrets
@@ -38,11 +39,11 @@ def assign_parts(config: Config, kind: KindConfig | None) -> dict[Part, str]:
     Raises:
         ConfigError: a rejected side is wanted and no model is named for it.
     """
-    parts: dict[Part, str] = {"main": config.lm.main}
+    parts: dict[Part, str] = {"main": find_spec(config.lm.main)}
     if kind is None:
         return parts
     for part in ("writer", "responder", "judge"):
-        parts[part] = config.lm.parts.get(part, config.lm.main)
+        parts[part] = find_spec(config.lm.parts.get(part, config.lm.main))
     if kind.shape != "pair" and not config.selection.on:
         return parts
     if not config.lm.rejected and not is_rehearsal(parts["responder"]):
@@ -50,7 +51,7 @@ def assign_parts(config: Config, kind: KindConfig | None) -> dict[Part, str]:
         raise ConfigError(
             f"kind {kind.name!r} needs the model to be trained for {wants}; name it with --rejected-lm, as for --lm"
         )
-    parts["rejected"] = config.lm.rejected or WEAK_REHEARSAL
+    parts["rejected"] = find_spec(config.lm.rejected or WEAK_REHEARSAL)
     return parts
 
 

@@ -6,7 +6,7 @@ from tests.conftest import ROOT, install_outside, run_outside
 RUN_A_ROW = """
 import matrix_dspy, polars as pl
 assert "site-packages" in matrix_dspy.__file__, matrix_dspy.__file__
-assert len(matrix_dspy.list_programs()) == 21
+assert len(matrix_dspy.list_programs()) == 24
 program = matrix_dspy.load_program("instruction_writer")
 frame = pl.DataFrame({"profile": ["a baker"], "actions": [["baked forty loaves"]], "scenario": ["The oven failed."],
                       "requirement": ["Type: simple"]})

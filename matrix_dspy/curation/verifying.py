@@ -103,22 +103,32 @@ def check_mbpp(problem: Mapping[str, Any], completion: str, limits: Limits = DEF
 
 
 def build_humaneval_program(problem: Mapping[str, Any], completion: str) -> Program:
-    """Return a completion and HumanEval's own `check` on it, apart from what the completion can bend.
-
-    The helpers that the prompt gives are defined anew for the tests.
-    """
+    """Return a completion and HumanEval's own `check` on it."""
     prompt, entry = str(problem["prompt"]), str(problem["entry_point"])
-    given = prompt[: prompt.rfind(f"def {entry}")]
-    code = find_function(prompt, entry, completion) or prompt + completion
-    return Program(code, (f"{given}\n{problem['test']}\n\ncheck({entry})\n",), entry=entry)
+    return add_humaneval_tests(problem, find_function(prompt, entry, completion) or prompt + completion)
 
 
 def build_mbpp_program(problem: Mapping[str, Any], completion: str) -> Program:
-    """Return code and MBPP's asserts on it, one test each, apart from what the code can bend."""
+    """Return code and MBPP's asserts on it, one test each."""
+    entry = find_entry(list(map(str, problem["test_list"])))
+    return add_mbpp_tests(problem, find_code(completion, entry) or completion)
+
+
+def add_humaneval_tests(problem: Mapping[str, Any], code: str) -> Program:
+    """Return a whole module with HumanEval's own `check`, which runs apart from what the module can bend.
+
+    The helpers that the prompt gives are defined anew for it.
+    """
+    prompt, entry = str(problem["prompt"]), str(problem["entry_point"])
+    given = prompt[: prompt.rfind(f"def {entry}")]
+    return Program(code, (f"{given}\n{problem['test']}\n\ncheck({entry})\n",), entry=entry)
+
+
+def add_mbpp_tests(problem: Mapping[str, Any], code: str) -> Program:
+    """Return a whole module with MBPP's asserts, one test each, which run apart from what the module can bend."""
     setup = str(problem.get("test_setup_code") or "")  # it uses what the code defines
     tests = tuple(map(str, problem["test_list"]))
-    entry = find_entry(tests)
-    return Program(f"{find_code(completion, entry) or completion}\n{setup}", tests, entry=entry)
+    return Program(f"{code}\n{setup}", tests, entry=find_entry(tests))
 
 
 def find_function(prompt: str, entry: str, reply: str) -> str:
@@ -357,7 +367,9 @@ def complete_function(prompt: str, body: str) -> str:
 
 
 def _defines(text: str, name: str) -> bool:
-    return re.search(rf"^(?:async +def|def|class) +{re.escape(name)}\b", text, re.MULTILINE) is not None
+    named = re.escape(name)
+    form = rf"^(?:(?:async +def|def|class) +{named}\b|{named} *(?::[^=\n]*)?=(?!=))"
+    return re.search(form, text, re.MULTILINE) is not None
 
 
 def _only_defines(text: str) -> bool:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec as find_module
@@ -15,6 +16,9 @@ from matrix_dspy.errors import ConfigError
 Runner = Literal["auto", "vllm", "transformers"]
 CPU_HEADS = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})
 """Sizes of an attention head that vLLM 0.32 has kernels for on a CPU."""
+
+_SPEC = re.compile(r"$|rehearsal(\?|$)|https?://|vllm:|transformers:")
+"""What is a spec whatever folders there are."""
 
 log = logging.getLogger("matrix_dspy")
 
@@ -29,6 +33,8 @@ def find_spec(model: str | Path, prefer: Runner = "auto") -> str:
         ConfigError: a folder is not there, or `prefer` is vLLM and the folder is a PEFT adapter.
     """
     folder = Path(model).expanduser()
+    if isinstance(model, str) and _SPEC.match(model):
+        return model
     if not folder.is_dir():
         if isinstance(model, Path) or model.startswith(("/", "./", "../", "~")):
             raise ConfigError(f"no model folder {str(model)!r}; give the folder of a model, or an LM's spec")

@@ -1,5 +1,6 @@
 """From what a user writes after `--lm` to an engine."""
 
+from pathlib import Path
 from typing import Any
 
 from matrix_dspy.engine.base import Engine
@@ -37,6 +38,10 @@ def build_engine(spec: str, *, data_parallel: int = 1, **limits: Any) -> Engine:
         from matrix_dspy.engine.transformers import TransformersEngine
 
         return TransformersEngine.from_spec(spec, **limits)
+    if spec and Path(spec).expanduser().is_dir():
+        from matrix_dspy.engine.serving import find_spec
+
+        return build_engine(find_spec(spec), data_parallel=data_parallel, **limits)
     provider, _, model = spec.partition("/")
     if provider and model and "://" not in spec and " " not in spec:
         from matrix_dspy.engine.provider import ProviderEngine

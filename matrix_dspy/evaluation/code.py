@@ -32,8 +32,6 @@ from matrix_dspy.curation.sandbox import (
     run_program_async,
 )
 from matrix_dspy.curation.verifying import (
-    build_humaneval_program,
-    build_mbpp_program,
     find_code,
     find_entry,
     find_function,
@@ -97,12 +95,12 @@ class Problem:
         return find_code(reply, find_entry(_list_tests(row)))
 
     def build_program(self, code: str) -> Program:
-        """Return code with the problem's tests."""
+        """Return a whole module with the problem's tests."""
         row = self.question.row
         if self.shape == "humaneval":
-            return build_humaneval_program(row, code)
+            return add_humaneval_tests(row, code)
         setup = "\n".join([*map(str, row.get("test_imports") or ()), str(row.get("test_setup_code") or "")])
-        return build_mbpp_program({"test_list": _list_tests(row), "test_setup_code": setup}, code)
+        return add_mbpp_tests({"test_list": _list_tests(row), "test_setup_code": setup}, code)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def fit(out: Path, say: Say) -> None:
     config = TrainingConfig.model_validate(record["settings"])
     prepared = Prepared.from_json(record["prepared"])
     _quiet()
-    with _explain_memory(config, prepared), _stop_signals() as signals:
+    with explain_memory(config, prepared), _stop_signals() as signals:
         trainer, watch = _build_trainer(out, record, stage, config, prepared, say)
         signals.append(watch)
         start = _find_start(out, trainer, watch, say)
@@ -234,7 +234,7 @@ def _build_trainer(
     trainer.watch, watch.trainer = watch, trainer
     _set_intervals(trainer, config)
     if config.is_packed(stage):
-        _check_packing(trainer, name)
+        check_packing(trainer, name)
     return trainer, watch
 
 
@@ -325,7 +325,7 @@ def _set_intervals(trainer: Any, config: TrainingConfig) -> None:
     trainer.args.save_steps = config.save_steps or tenth
 
 
-def _check_packing(trainer: Any, name: str) -> None:
+def check_packing(trainer: Any, name: str) -> None:
     """Make sure that rows that share a sequence do not see each other.
 
     The second of two rows must come out the same whatever the first one says. FlashAttention is told where rows end;
@@ -397,7 +397,7 @@ def _stop_signals() -> Iterator[list[Watch]]:
 
 
 @contextlib.contextmanager
-def _explain_memory(config: TrainingConfig, prepared: Prepared) -> Iterator[None]:
+def explain_memory(config: TrainingConfig, prepared: Prepared) -> Iterator[None]:
     """Say what to do when memory runs out."""
     try:
         yield
@@ -522,6 +522,7 @@ def _describe_result(trainer: Any, watch: Watch, record: dict[str, Any], seconds
         "step": trainer.state.global_step,
         "effective_batch": record["effective_batch"],
         "n_processes": trainer.args.world_size,
+        "distributed": trainer.accelerator.distributed_type.value,
         "n_parameters": sum(each.numel() for each in parameters),
         "n_trained": sum(each.numel() for each in parameters if each.requires_grad),
         "first": steps[0] if steps else {},

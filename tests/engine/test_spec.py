@@ -65,3 +65,18 @@ def test_vllm_in_this_process_is_built_without_importing_it():
     assert (engine.model, engine.concurrency) == ("org/model", 5)
     assert engine.options == {"max_model_len": 4096, "data_parallel_size": 2}
     assert "vllm" not in sys.modules
+
+
+def test_a_model_s_folder_is_run_by_what_can_run_it(tmp_path):
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+
+    assert type(build_engine(str(folder))).__name__ == "TransformersEngine"  # it has no weights for vLLM
+
+
+def test_a_folder_called_rehearsal_hides_no_rehearsal(tmp_path, monkeypatch):
+    (tmp_path / "rehearsal").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    assert build_engine("rehearsal").model == "rehearsal"

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from matrix_dspy.evaluation.answers import Subject
 from matrix_dspy.evaluation.asking import AskOptions
 from matrix_dspy.evaluation.questions import Questions, read_questions
 from tests.loopback import serve
@@ -137,6 +138,11 @@ def write_answers(folder: Path, name: str, answers: Mapping[str, str | Sequence[
         for key, value in answers.items()
     ]
     return f"{name}={write_rows(rows, folder / f'{name}.jsonl')}"
+
+
+def build_sides(folder: Path, model: Mapping[str, str], reference: Mapping[str, str]) -> tuple[Subject, Subject]:
+    """Return two sides of files: `new` and `old`."""
+    return Subject.of(write_answers(folder, "new", model)), Subject.of(write_answers(folder, "old", reference))
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

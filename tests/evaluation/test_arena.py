@@ -66,7 +66,6 @@ def test_the_score_weighs_much_better_three_times_and_the_win_rate_once(tmp_path
         "much worse": 1,
     }
     assert len(judge.asked) == 10
-    # in games 1, 3 and 4 the first shown took 2, 1 and 2 halves more or less; see each pair
     first = [(1, 0), (1, 0.5), (0, 1), (0.5, 0.5), (1, 1)]
     assert found.find("position bias").value == pytest.approx(100 * sum(map(sum, first)) / 10)
     assert found.find("order flips").value == pytest.approx(100 * 2 / 5)

@@ -1,5 +1,6 @@
 import math
 from collections import defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_strengths_are_those_of_zermelos_iteration(seed: int):
     )
 )
 def test_any_battles_that_join_all_models_agree_with_zermelos_iteration(drawn: list[tuple[str, str, float, float]]):
-    chain = [(one, other, 0.4, 1.0) for one, other in zip(MODELS, MODELS[1:], strict=False)]
+    chain = [(one, other, 0.4, 1.0) for one, other in pairwise(MODELS)]
     battles = [Battle(*each) for each in chain + drawn]
 
     found = fit_strengths(battles, "birch")

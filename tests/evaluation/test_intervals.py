@@ -172,7 +172,7 @@ def test_bad_values_are_refused_in_one_sentence():
         bootstrap_mean([])
     with pytest.raises(TableError, match="value 2 of 2 is nan; leave out what was not scored"):
         bootstrap_mean([1.0, float("nan")])
-    with pytest.raises(TableError, match="the value 1.5 is not between 0.0 and 1.0"):
+    with pytest.raises(TableError, match=r"the value 1\.5 is not between 0\.0 and 1\.0"):
         bootstrap_mean([0.5, 1.5], bounds=(0.0, 1.0))
     with pytest.raises(TableError, match="2 values have 1 clusters"):
         bootstrap_mean([0.5, 1.5], clusters=["a"])

@@ -425,7 +425,7 @@ def test_models_that_no_judge_told_apart_have_no_difficulties():
 
 def test_a_prompt_without_its_difficulty_is_named():
     made = simulate(0, n_prompts=30, n_models=1)
-    less = Difficulty({name: 1.0 for name in list(made.difficulty.values)[:-2]}, "given")
+    less = Difficulty(dict.fromkeys(list(made.difficulty.values)[:-2], 1.0), "given")
 
     with pytest.raises(TableError, match="2 of 30 prompts have no difficulty, the first: 'p28'"):
         measure_win_rate(made.by_model["m0"], less)

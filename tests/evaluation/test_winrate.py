@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -505,7 +505,7 @@ TEXTS = (
 )
 
 
-def rehearse(folder: Path, model: list[str], reference: list[str], judge: str = "rehearsal") -> Evaluation:
+def rehearse(folder: Path, model: Sequence[str], reference: Sequence[str], judge: str = "rehearsal") -> Evaluation:
     folder.mkdir(parents=True, exist_ok=True)
     questions = write_questions(folder, *(f"{REQUEST} Day {n}." for n in range(len(model))))
     sides = [

@@ -471,7 +471,7 @@ def test_without_a_model_every_program_is_compiled_by_labeled_and_the_result_is_
 
     assert done.returncode == 0, done.stderr
     made = {path.parent.name: path for path in (tmp_path / "made").glob("*/default.json")}
-    assert len(made) == 21
+    assert len(made) == 24
     for name, path in made.items():
         shipped = ROOT / "optimized" / name / "default.json"
         if not read_card(shipped).get("measured"):

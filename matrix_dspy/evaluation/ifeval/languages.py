@@ -75,27 +75,24 @@ def find_code(code: str) -> str:
 def is_in_language(text: str, code: str) -> bool:
     """Whether the greater part of the prose of `text` is in the language; a text without letters is in none.
 
+    A text that holds no prose, as JSON does, is looked at as it is.
+
     Raises:
         ConfigError: it is a language that cannot be told.
     """
     wanted = find_code(code)
-    return _detect(_take_prose(text), wanted) == wanted
+    beginning = replace_surrogates(text[:LONGEST])
+    prose = take_prose(beginning, has_quotations=True)
+    return _detect(prose if any(map(str.isalpha, prose)) else beginning, wanted) == wanted
 
 
 def is_english(text: str) -> bool:
-    """Whether `text`, in whatever case, is English, or too short to tell."""
-    prose = _take_prose(text.lower())
-    if len(prose.split()) < FEWEST_WORDS:
-        letters = [each for each in prose if each.isalpha()]
-        return 2 * sum(map(str.isascii, letters)) >= len(letters)
-    return is_in_language(text.lower(), "en")
-
-
-def _take_prose(text: str) -> str:
-    """Return the beginning of `text` without what is no prose, or with it where there is nothing else."""
-    beginning = replace_surrogates(text[:LONGEST])
-    prose = take_prose(beginning, has_quotations=True)
-    return prose if any(map(str.isalpha, prose)) else beginning
+    """Whether `text`, in whatever case, is English; names, lists and few words are believed if their letters are."""
+    beginning = replace_surrogates(text[:LONGEST].lower())
+    if len(take_prose(beginning, has_quotations=True).split()) >= FEWEST_WORDS:
+        return is_in_language(beginning, "en")
+    letters = [each for each in beginning if each.isalpha()]
+    return 2 * sum(map(str.isascii, letters)) >= len(letters)
 
 
 def _detect(prose: str, wanted: str) -> str:

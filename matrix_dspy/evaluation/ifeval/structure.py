@@ -185,7 +185,7 @@ def has_postscript(text: str, mark: str) -> bool:
     """
     parts = [re.escape(each) for each in re.split(r"[.\s]+", mark) if each]
     letters = (r"\.[ \t]?" if "." in mark else r"[ \t]+").join(parts)
-    start = rf"(?:{_BEGINNING}|^[^\w\n]{{0,20}}post-?script[^\w\n]{{0,20}})(?<!p\.)(?<!p\. )"
+    start = rf"(?:{_BEGINNING}|^[^\w\n]{{0,20}}post-?script[^\w\n]{{0,20}})(?<!p\. )"
     pattern = rf"{start}{letters}(?![^\W_])[\W_]{{0,40}}[^\W_]"
     return re.search(pattern, text, re.MULTILINE | re.IGNORECASE) is not None
 
