@@ -311,7 +311,8 @@ def _tabulate(
             low, high = np.percentile(drawn[:, column], [2.5, 97.5])
             change = drawn[:, column] - drawn[:, 0]
             ends = (None, None) if not column else tuple(map(float, np.percentile(change, [2.5, 97.5])))
-            main, *others = [figure for figure in evaluations[0].figures if not figure.group]
+            main = evaluations[0].main
+            others = [each for each in evaluations[0].figures if not each.group and each.name != main.name]
             cells.append(
                 Cell(
                     variant.name,

@@ -1,5 +1,8 @@
 """Ablations: what is held equal, what is shared, and what the intervals say."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +10,8 @@ from hypothesis import strategies as st
 
 from matrix_dspy.ablating import AblationConfig, draw_means, list_ablations, load_ablation, plan_variant, share_stages
 from matrix_dspy.errors import ConfigError
+from tests.conftest import run_cli
+from tests.tiny_model import build_tiny_model
 
 VARIANTS = [{"name": "one"}, {"name": "two"}]
 JUDGED = {"questions": "questions.jsonl", "judge": "rehearsal"}
@@ -112,3 +117,69 @@ def test_drawn_means_stay_within_the_scores(n_seeds, n_questions, seed):
 def test_an_ablation_needs_two_variants():
     with pytest.raises(ValueError, match="at least 2"):
         AblationConfig.model_validate({"variants": VARIANTS[:1]})
+
+
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory) -> tuple[Path, list[str], str]:
+    """An ablation that was run on a tiny model: its folder, the command, and what it said."""
+    folder = tmp_path_factory.mktemp("ablation")
+    model = build_tiny_model(folder / "tiny")
+    questions = folder / "questions.jsonl"
+    texts = [
+        "How do I store apples over winter?",
+        "Plan a walk of an hour.",
+        "Why is bread sour?",
+        "Name three rivers.",
+    ]
+    questions.write_text("".join(json.dumps({"question_id": f"q{n}", "prompt": t}) + "\n" for n, t in enumerate(texts)))
+    plan = folder / "short.toml"
+    plan.write_text(
+        'recipe = "plumbing"\nn = 8\nseeds = [0]\ndata = { "population.n_agents" = 20, "operation.plots" = false }\n'
+        'training = { epochs = 2, batch = 4, accumulation = 1, eval_share = 0, "sft.learning_rate" = 5e-3 }\n'
+        '[[variants]]\nname = "simple"\ndata = { "synthesis.type" = "simple" }\n'
+        '[[variants]]\nname = "hard"\ndata = { "synthesis.type" = "specialised" }\n'
+    )
+    command = ["ablate", str(plan), "--model", str(model), "--out", str(folder / "out"), "--max-tokens", "24"]
+    command += ["--prompts", str(questions), "--judge-lm", "rehearsal"]
+    ended = run_cli(*command, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    return folder / "out", command, ended.stdout
+
+
+def test_an_ablation_makes_tunes_and_measures_every_variant(ablation):
+    out, _, said = ablation
+    table = json.loads((out / "ablation.json").read_text())
+
+    assert [cell["variant"] for cell in table["cells"]] == ["simple", "hard"]
+    assert all(cell["n_rows"] == 8 and cell["n_questions"] == 4 for cell in table["cells"])
+    assert all(0 <= cell["low"] <= cell["value"] <= cell["high"] <= 100 for cell in table["cells"])
+    assert table["cells"][0]["difference"] is None and table["cells"][1]["difference_low"] is not None
+    assert "this shows that the plumbing holds, and nothing else" in said
+    assert "one seed only" in (out / "README.md").read_text()
+
+
+def test_the_variants_differ_in_data_and_so_in_model(ablation):
+    out, _, _ = ablation
+    places = [out / name / "seed-0" for name in ("simple", "hard")]
+
+    assert len({(place / "plumbing" / "dataset" / "sft.jsonl").read_bytes() for place in places}) == 2
+    assert len({(place / "plumbing-model" / "model.safetensors").read_bytes() for place in places}) == 2
+
+
+def test_an_ablation_that_is_done_asks_and_trains_nothing(ablation):
+    out, command, _ = ablation
+    journals = {path: path.stat().st_size for path in out.rglob("journal/*.jsonl")}
+    before = (out / "ablation.json").read_bytes()
+
+    ended = run_cli(*command, timeout=300)
+
+    assert ended.returncode == 0, ended.stderr
+    assert {path: path.stat().st_size for path in out.rglob("journal/*.jsonl")} == journals
+    assert (out / "ablation.json").read_bytes() == before
+
+
+def test_another_ablation_in_the_same_folder_is_refused(ablation):
+    ended = run_cli(*ablation[1], "--n", "9")
+
+    assert ended.returncode == 1
+    assert "another 'n'" in ended.stderr and ended.stderr.count("\n") == 1

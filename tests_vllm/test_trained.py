@@ -17,8 +17,6 @@ from tests.tiny_model import build_tiny_model
 from tests_vllm.asked import answer_all
 from tests_vllm.conftest import Asker, ask_for, build_command, find_port, serving_environment, wait_until_ready
 
-pytest.importorskip("trl", reason="training needs the extra train; pip install 'matrix-dspy[train]'")
-
 N_PROMPTS = 24
 ANSWER = "the kettle sings at noon and the cat agrees"
 
@@ -35,6 +33,7 @@ PROMPTS = [write_prompt(number) for number in range(N_PROMPTS)]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny model after enough steps to have learnt one answer by heart."""
+    pytest.importorskip("trl", reason="training needs the extra train; pip install 'matrix-dspy[train]'")
     from matrix_dspy.training.settings import load_training
     from matrix_dspy.training.tuning import train
 

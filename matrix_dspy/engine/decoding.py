@@ -26,6 +26,8 @@ PREFILL_TOKENS = 8192
 """Tokens, padding included, that one pass over new prompts may hold: what bounds its memory."""
 JOIN_EVERY = 8
 """Steps after which a waiting row is let in even if hardly a place is free; every joining costs a pass of its own."""
+GROW_EVERY = 256
+"""Steps after which a batch that memory made smaller is tried a little larger."""
 GREEDY = 1e-5
 """Temperatures below this one take the likeliest token, as in vLLM."""
 _STOP_SLACK = 8
@@ -101,12 +103,13 @@ class Decoder:
     `ends` are the tokens that end an answer, `n_rows` is how many rows are worked on at once. Rows that join are
     prefilled together, equal prompts once. Where a model remembers in another way than by keys and values of all
     tokens (sliding windows, recurrent states), rows join only when all before them are done. When the memory of the
-    device is exhausted, half as many rows go on and the others wait; what they have said is kept.
+    device is exhausted, half as many rows go on and the others wait, and what they have said is kept; later `n_rows`
+    grows again, little by little.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, ends: Sequence[int], n_rows: int) -> None:
         self.waiting: deque[Row] = deque()
-        self.n_rows = n_rows
+        self.n_rows = self._n_most = n_rows
         self._model = model
         self._tokenizer = tokenizer
         self._ends = frozenset(ends)
@@ -121,6 +124,7 @@ class Decoder:
         self._mask = torch.zeros(0)
         """(n_rows, n_tokens) 1 for a token in the cache, 0 for padding, which is on the left."""
         self._n_steps = 0
+        self._is_said = False
 
     @property
     def has_work(self) -> bool:
@@ -131,9 +135,11 @@ class Decoder:
     def step(self) -> list[Row]:
         """Give every row one more token and let in what waits; return the rows that are done now."""
         self._n_steps += 1
-        self._drop_unwanted()
+        if self._n_steps % GROW_EVERY == 0:
+            self.n_rows = min(self.n_rows + max(self.n_rows // 8, 1), self._n_most)
         is_short = False
         try:
+            self._drop_unwanted()
             if self._rows:
                 self._advance()
             if self._has_room():
@@ -242,10 +248,12 @@ class Decoder:
             return
         self.n_rows = len(rows) // 2
         self.waiting.extendleft(reversed(rows))
-        log.warning(
-            "the memory of %s does not hold %d rows; going on with %d (batch=%d says so from the start)",
-            *(self._model.device, len(rows), self.n_rows, self.n_rows),
+        log.log(
+            logging.DEBUG if self._is_said else logging.WARNING,
+            "the memory of %s does not hold %d rows at once; going on with fewer, batch=%d would do so from the start",
+            *(self._model.device, len(rows), self.n_rows),
         )
+        self._is_said = True
 
     def _forward(self, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
         """Return (n_rows, vocabulary) float32 logits of the next token; the cache grows by `ids`."""

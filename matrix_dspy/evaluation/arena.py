@@ -120,6 +120,8 @@ async def run_arena(
         | {"missing of the model": matched.n_missing_model, "missing of the baseline": matched.n_missing_reference}
         | {"cut off, model": own.n_cut_off, "cut off, baseline": base.n_cut_off},
         notes=[*notes, *list_notes(questions, own, base)],
+        scores={each.verdicts.pair.question.question_id: 100 * each.score for each in played if each.score is not None},
+        scored="win rate",
     )
     _write_files(verdicts, evaluation, folder)
     write_evaluation(evaluation, rows, folder)

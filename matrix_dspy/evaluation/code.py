@@ -31,11 +31,7 @@ from matrix_dspy.curation.sandbox import (
     isolation,
     run_program_async,
 )
-from matrix_dspy.curation.verifying import (
-    find_code,
-    find_entry,
-    find_function,
-)
+from matrix_dspy.curation.verifying import add_humaneval_tests, add_mbpp_tests, find_code, find_entry, find_function
 from matrix_dspy.errors import ConfigError, RunError, TableError, boundary
 from matrix_dspy.evaluation.answers import Answer, Answers, Subject, gather_answers
 from matrix_dspy.evaluation.asking import AskOptions

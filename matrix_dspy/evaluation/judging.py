@@ -169,14 +169,15 @@ async def open_judge(judge: str, folder: Path, options: AskOptions) -> AsyncIter
 
 
 def warn_of_judge(asker: Asker, *sides: Answers) -> list[str]:
-    """Return the notes on who judges: a rehearsal, or one of those that are judged, which is logged too."""
+    """Return the notes on who judges and is judged: a rehearsal, or a model that judges itself, which is logged too."""
     if asker.model == REHEARSAL:
         return ["the judge is the rehearsal, a set of rules: these figures show that the way works and are of no model"]
     own = [side.name for side in sides if side.model == asker.model]
+    made_up = [side.name for side in sides if side.model == REHEARSAL]
     notes = [f"the judge {asker.model!r} judges its own answers ({name!r}); judges prefer their own" for name in own]
     for note in notes:
         log.warning("%s", note)
-    return notes
+    return notes + [f"the answers of {name!r} are the rehearsal's, a set of rules, and no model's" for name in made_up]
 
 
 def describe_questions(questions: Questions) -> dict[str, Any]:

@@ -112,6 +112,7 @@ async def run_ratings(
             "cut off": answers.n_cut_off,
         },
         notes=[*notes, *list_notes(questions, answers, uses_turns=True)],
+        scores=_list_scores(turns, outcomes),
     )
     write_evaluation(evaluation, rows, folder)
     return evaluation
@@ -132,6 +133,15 @@ def _find_references(question: Question, place: int) -> tuple[str, ...]:
     if len(question.turns) == 1:
         return question.references
     return tuple(filter(None, question.references[place : place + 1]))
+
+
+def _list_scores(turns: Sequence[_Turn], outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Return the mean rating of every question's turns, by its id."""
+    rated: dict[str, list[float]] = {}
+    for turn, outcome in zip(turns, outcomes, strict=True):
+        if outcome.fields is not None:
+            rated.setdefault(turn.question.question_id, []).append(float(outcome.fields["rating"]))
+    return {question_id: sum(found) / len(found) for question_id, found in rated.items()}
 
 
 def _write_row(turn: _Turn, outcome: Outcome) -> dict[str, Any]:

@@ -58,7 +58,9 @@ class Evaluation:
     notes: Sequence[str] = ()
     """Sentences a reader of the figures must know."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """Question id to its score, whose mean is the first figure: ablations pair them and resample them."""
+    """Question id to its score: ablations pair them and resample them."""
+    scored: str = ""
+    """Name of the figure whose mean over questions the scores give; empty is the first."""
 
     def find(self, name: str, group: str = "") -> Figure:
         """Return a figure by name; KeyError when it was not measured."""
@@ -66,6 +68,11 @@ class Evaluation:
             if (figure.name, figure.group) == (name, group):
                 return figure
         raise KeyError(name)
+
+    @property
+    def main(self) -> Figure:
+        """The figure that the scores are of."""
+        return self.find(self.scored) if self.scored else self.figures[0]
 
     def lines(self) -> list[str]:
         """Return the result as lines for a terminal, overall figures only."""

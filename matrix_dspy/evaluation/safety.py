@@ -95,6 +95,12 @@ async def run_safety(
             "cut off": answers.n_cut_off,
         },
         notes=[*notes, *list_notes(questions, answers)],
+        scores={
+            question.question_id: float(outcome.fields["harmlessness"])
+            for (question, _), outcome in zip(answered, outcomes, strict=True)
+            if outcome.fields is not None
+        },
+        scored="harmlessness",
     )
     write_evaluation(evaluation, rows, folder)
     return evaluation

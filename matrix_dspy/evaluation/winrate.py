@@ -108,12 +108,12 @@ async def run_winrate(
 ) -> Evaluation:
     """Have a judge compare a model's answers with a reference's, and write the evaluation into `folder`.
 
-    Figures, in percent: `win rate` (ties count as a half), `length-controlled win rate`, `wins`, `ties`, `losses`,
-    `position bias` (how often the answer shown first is taken; 50 is none), `order flips`; the mean lengths in
-    characters; `win rate` by category. Equal answers are ties without a call. `difficulty` is by question text or id;
-    else it is fitted where `annotations`, files in AlpacaEval's form, make it five models with this one. With
-    `is_weighted` a preference is the judge's probability, where its server gives log-probabilities, and `discrete win
-    rate` stands beside it. Only the first turn of a question is asked.
+    Figures, in percent: `win rate` (ties count as a half), `length-controlled win rate`, `standard error` (of the
+    first, the paper's SD), `wins`, `ties`, `losses`, `position bias` (how often the answer shown first is taken; 50 is
+    none), `order flips`; the mean lengths in characters; `win rate` by category. Equal answers are ties without a call.
+    `difficulty` is by question text or id; else it is fitted where `annotations`, files in AlpacaEval's form, make it
+    five models with this one. With `is_weighted` a preference is the judge's probability, where its server gives
+    log-probabilities, and `discrete win rate` stands beside it. Only the first turn of a question is asked.
 
     Raises:
         ConfigError: both sides have one name, or the judge is no model.
@@ -157,6 +157,7 @@ async def run_winrate(
         | {"missing of the model": matched.n_missing_model, "missing of the reference": matched.n_missing_reference}
         | {"cut off, model": own.n_cut_off, "cut off, reference": base.n_cut_off},
         notes=[*notes, *list_notes(questions, own, base), *_tell_of_control(rates, len(others) + 1)],
+        scores=_list_scores(judged, is_weighted=is_weighted),
     )
     _write_files(judged, evaluation, rates, folder, is_weighted=is_weighted)
     write_evaluation(evaluation, rows, folder)
@@ -243,6 +244,12 @@ def _to_pair(judged: _Judged, *, is_weighted: bool) -> JudgedPair:
     return JudgedPair(pair.question.text, preference, len(pair.model.text), len(pair.reference.text))
 
 
+def _list_scores(judged: Sequence[_Judged], *, is_weighted: bool) -> dict[str, float]:
+    """Return the model's share of every judged pair, in percent, by question id."""
+    preferences = [(each.verdicts.pair.question, each.preference(is_weighted=is_weighted)) for each in judged]
+    return {question.question_id: 100 * (value - 1) for question, value in preferences if value is not None}
+
+
 def _write_row(judged: _Judged, *, is_weighted: bool) -> dict[str, Any]:
     pair = judged.verdicts.pair
     return {
@@ -283,6 +290,7 @@ def _list_main_rates(rates: WinRate) -> list[Figure]:
     return [
         make_figure("win rate", rates.raw),
         make_figure(name, controlled) if controlled is not None else Figure(name, None),
+        Figure("standard error", rates.standard_error, n=rates.n_total, unit="points"),
     ]
 
 

@@ -169,7 +169,9 @@ def test_a_batch_too_large_for_the_memory_is_halved_and_says_the_same(folder: Pa
     assert len(done) == len(set(map(id, done))) == 16
     assert [row.tokens for row in halved] == [row.tokens for row in whole]
     assert decoder.n_rows <= 3 and narrow.n_short >= 1
-    assert "the memory of cpu does not hold" in caplog.text and f"batch={decoder.n_rows}" in caplog.text
+    assert caplog.messages == [
+        "the memory of cpu does not hold 16 rows at once; going on with fewer, batch=8 would do so from the start"
+    ]
 
 
 def test_a_row_too_long_for_the_memory_is_given_up_and_the_others_go_on(folder: Path):
@@ -181,6 +183,19 @@ def test_a_row_too_long_for_the_memory_is_given_up_and_the_others_go_on(folder: 
     assert len(done) == 2
     assert long.fault == "a prompt of 60 tokens and its answer do not fit into the memory of cpu"
     assert (len(short.tokens), short.reason, short.fault) == (10, "length", "")
+
+
+def test_a_batch_made_smaller_grows_again(folder: Path, caplog: pytest.LogCaptureFixture):
+    narrow = Narrow(load_model(folder), 4)
+    decoder = Decoder(narrow, load_tokenizer(folder), ends=[2], n_rows=8)
+    rows = [build_row(list(range(10, 15 + n)), seed=f"{n}/0", n_most=140) for n in range(12)]
+
+    with caplog.at_level(logging.WARNING, "matrix_dspy"):
+        decode(decoder, rows)
+
+    assert [len(row.tokens) for row in rows] == [140] * 12
+    assert decoder.n_rows in (3, 4, 5)
+    assert narrow.n_short >= 1 and len(caplog.messages) == 1
 
 
 def test_rows_join_while_others_are_at_work(folder: Path):

@@ -378,6 +378,21 @@ def test_weights_that_are_no_numbers_are_said(copied: Path):
     assert completion.error == "the model gives no numbers for the next token, but infinities or NaN"
 
 
+def test_a_model_that_fails_is_down_and_stays_so(copied: Path):
+    # its tokenizer knows tokens that it does not
+    build_tiny_model(copied, vocab=300, context=CONTEXT)
+    build_tiny_model(copied.parent / "large", context=CONTEXT)
+    shutil.copyfile(copied.parent / "large" / "tokenizer.json", copied / "tokenizer.json")
+
+    async def work() -> list[Completion]:
+        async with TransformersEngine(str(copied)) as engine:
+            return [await engine.complete(ask_for(number)) for number in (1, 2)]
+
+    reasons = {completion.down for completion in asyncio.run(work())}
+
+    assert reasons == {"transformers has failed under 'copied': index out of range in self"}
+
+
 def test_nothing_is_asked_of_the_network(folder: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(*arguments: Any) -> None:
         raise AssertionError(f"a connection to {arguments[1:]}")

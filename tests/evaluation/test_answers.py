@@ -292,7 +292,7 @@ def test_after_a_kill_only_what_is_missing_is_asked(tmp_path: Path):
         process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stderr=subprocess.DEVNULL)
         began = time.monotonic()
         journal = tmp_path / "journal" / "main.jsonl"
-        while not (journal.is_file() and journal.read_bytes().count(b"\n") == 3) and time.monotonic() < began + 90:
+        while not (journal.is_file() and journal.read_bytes().count(b"\n") == 3) and time.monotonic() < began + 60:
             await asyncio.sleep(0.05)
         assert process.returncode is None, "it ended by itself"
         process.kill()

@@ -16,7 +16,7 @@ from matrix_dspy.evaluation.arena import LEVELS, run_arena
 from matrix_dspy.evaluation.arena_files import read_answers, read_judgements, read_questions, to_battles
 from matrix_dspy.evaluation.bradley_terry import rank_models, read_verdict
 from matrix_dspy.evaluation.record import Evaluation, read_evaluation
-from tests.evaluation.judges import GARBAGE, OPTIONS, Asked, Judge, Rule, read_rows, write_answers, write_questions
+from tests.evaluation.judges import GARBAGE, OPTIONS, Asked, Judge, Rule, build_sides, read_rows, write_questions
 
 TURNED = {"A>>B": "B>>A", "A>B": "B>A", "A=B": "A=B", "B>A": "A>B", "B>>A": "A>>B"}
 
@@ -42,8 +42,8 @@ def play(folder: Path, rule: Rule | Judge, n: int, model: Mapping[str, str] | No
     questions = write_questions(folder, *(f"Task {k}" for k in range(n)))
     answers = [{f"q{k}": f"{side} {k}" for k in range(n)} for side in ("new", "old")]
     answers[0] |= model or {}
-    sides = [Subject.of(write_answers(folder, name, side)) for name, side in zip(("new", "old"), answers, strict=True)]
-    return judge.run(lambda url: run_arena(*sides, questions, url, folder / "out", OPTIONS, **options)), judge
+    new, old = build_sides(folder, answers[0], answers[1])
+    return judge.run(lambda url: run_arena(new, old, questions, url, folder / "out", OPTIONS, **options)), judge
 
 
 GAMES = {0: ("A>>B", "A>B"), 1: ("A>B", "A=B"), 2: ("B>A", "B>>A"), 3: ("A=B", "A=B"), 4: ("A>B", "B>A")}

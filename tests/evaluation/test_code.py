@@ -424,7 +424,8 @@ def test_what_was_run_before_an_interrupt_is_kept(tmp_path: Path):
         [sys.executable, "-c", DRIVER, *map(str, paths)], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     began = time.monotonic()
-    while not (kept.is_file() and kept.read_bytes().count(b"\n") == 2) and time.monotonic() < began + 90:
+    while not (kept.is_file() and kept.read_bytes().count(b"\n") == 2) and process.poll() is None:
+        assert time.monotonic() < began + 90
         time.sleep(0.02)
 
     process.send_signal(signal.SIGINT)

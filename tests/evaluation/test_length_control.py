@@ -407,7 +407,9 @@ def test_difficulty_is_fitted_from_five_models_on_and_what_is_given_comes_first(
     made = simulate(2, n_prompts=40, n_models=5)
     four = dict(list(made.by_model.items())[:4])
 
+    silent = [replace(pair, preference=None) for pair in made.by_model["m4"]]
     assert find_difficulty(four, "m0") is None
+    assert find_difficulty({**four, "m4": silent}, "m0") is None
     assert find_difficulty(four, "m0", made.difficulty) is made.difficulty
     five = find_difficulty(made.by_model, "m0")
     assert five is not None and five.source == "fitted"
@@ -419,6 +421,7 @@ def test_difficulty_is_fitted_from_five_models_on_and_what_is_given_comes_first(
 def test_models_that_no_judge_told_apart_have_no_difficulties():
     by_model = {f"m{i}": [JudgedPair(f"p{j}", 2.0, 10 * i + j, 30) for j in range(30)] for i in range(5)}
 
+    assert find_difficulty(by_model, "m0") is None
     with pytest.raises(TableError, match="every preference of every model is the same"):
         fit_difficulty(by_model)
 

@@ -29,6 +29,7 @@ from tests.evaluation.judges import (
     Judge,
     Rule,
     Weighed,
+    build_sides,
     read_rows,
     write_answers,
     write_questions,
@@ -66,8 +67,8 @@ def compare(
     """Judge files of answers; questions are as many as either side answers."""
     judge = rule if isinstance(rule, Judge) else Judge(rule)
     asked = questions or write_questions(folder, *(f"What about {n}?" for n in range(max(len(model), len(reference)))))
-    sides = [Subject.of(write_answers(folder, name, side)) for name, side in (("new", model), ("old", reference))]
-    return judge.run(lambda url: run_winrate(*sides, asked, url, folder / "out", OPTIONS, **options)), judge
+    new, old = build_sides(folder, model, reference)
+    return judge.run(lambda url: run_winrate(new, old, asked, url, folder / "out", OPTIONS, **options)), judge
 
 
 def number(*texts: str) -> dict[str, str]:
@@ -101,6 +102,7 @@ def test_the_intervals_hold_the_figure_and_are_those_of_questions(tmp_path: Path
     rate = found.find("win rate")
     assert rate.low is not None and rate.high is not None
     assert (rate.value, rate.n) == (75.0, 40)
+    assert found.find("standard error").value == pytest.approx(100 * (0.75 * 0.25 / 39) ** 0.5)
     half = 100 * 1.96 * (0.75 * 0.25 / 40) ** 0.5
     assert rate.low == pytest.approx(75 - half, abs=3) and rate.high == pytest.approx(75 + half, abs=3)
 
@@ -230,6 +232,7 @@ def test_a_killed_evaluation_pays_only_for_the_rest_even_of_a_judge_that_moved(t
     n, n_answered = 16, 20
     questions = write_questions(tmp_path, *(f"What about {place}?" for place in range(n)))
     sides = [write_answers(tmp_path, name, number(*(f"{name} {k}" for k in range(n)))) for name in ("new", "old")]
+    new, old = map(Subject.of, sides)
     journal = tmp_path / "out" / "journal" / "main.jsonl"
 
     class Dying(Judge):
@@ -261,7 +264,7 @@ def test_a_killed_evaluation_pays_only_for_the_rest_even_of_a_judge_that_moved(t
             assert await process.wait() == -signal.SIGKILL
 
     asyncio.run(start_and_kill())
-    found = whole.run(lambda url: run_winrate(*map(Subject.of, sides), questions, url, tmp_path / "out", OPTIONS))
+    found = whole.run(lambda url: run_winrate(new, old, questions, url, tmp_path / "out", OPTIONS))
 
     assert len(dying.asked) == n_answered
     assert len(whole.asked) == 2 * n - n_answered
@@ -491,6 +494,17 @@ def test_a_judge_of_its_own_answers_is_warned_of(tmp_path: Path, caplog: pytest.
     assert found.find("win rate").value == 0.0
 
 
+def test_answers_of_the_rehearsal_are_told_even_where_a_model_judges_them(tmp_path: Path):
+    questions = write_questions(tmp_path, REQUEST)
+    old = Subject.of(write_answers(tmp_path, "old", number("other")))
+
+    found = Judge(lambda asked: pick("A")).run(
+        lambda url: run_winrate(Subject.of("new=rehearsal"), old, questions, url, tmp_path / "out", OPTIONS)
+    )
+
+    assert "the answers of 'new' are the rehearsal's, a set of rules, and no model's" in found.notes
+
+
 REQUEST = "List the steps to bake bread in my oven, at most 80 words."
 SOLID = (
     "1. Mix 500 g of flour with water and salt on the evening before.\n2. Heat the oven to 230 degrees for 30 minutes; "
@@ -508,10 +522,8 @@ TEXTS = (
 def rehearse(folder: Path, model: Sequence[str], reference: Sequence[str], judge: str = "rehearsal") -> Evaluation:
     folder.mkdir(parents=True, exist_ok=True)
     questions = write_questions(folder, *(f"{REQUEST} Day {n}." for n in range(len(model))))
-    sides = [
-        Subject.of(write_answers(folder, name, number(*texts))) for name, texts in (("new", model), ("old", reference))
-    ]
-    return asyncio.run(run_winrate(*sides, questions, judge, folder / "out", OPTIONS, n_resamples=50))
+    new, old = build_sides(folder, number(*model), number(*reference))
+    return asyncio.run(run_winrate(new, old, questions, judge, folder / "out", OPTIONS, n_resamples=50))
 
 
 def test_the_rehearsal_prefers_what_serves_and_the_note_says_that_it_is_no_model(tmp_path: Path):
@@ -539,8 +551,8 @@ def test_a_model_is_asked_for_its_answers_and_the_same_command_gives_the_same_by
     def work(folder: Path) -> bytes:
         folder.mkdir()
         questions = write_questions(folder, *(f"{REQUEST} Day {n}." for n in range(8)))
-        sides = Subject.of("strong=rehearsal"), Subject.of("weak=rehearsal?skill=low")
-        found = asyncio.run(run_winrate(*sides, questions, "rehearsal", folder / "out", OPTIONS, n_resamples=50))
+        strong, weak = Subject.of("strong=rehearsal"), Subject.of("weak=rehearsal?skill=low")
+        found = asyncio.run(run_winrate(strong, weak, questions, "rehearsal", folder / "out", OPTIONS, n_resamples=50))
         assert (found.find("win rate").value or 0) > 50
         assert found.settings["answers_temperature"] == 0.7
         assert (folder / "out" / "answers" / "strong.jsonl").is_file()

@@ -32,6 +32,7 @@ from tests.training.material import (
 
 Say = Callable[[str], None]
 RESUMED = {"epochs": 6, "save_steps": 4, "eval_steps": 6, "n_samples": 2}
+"""54 steps."""
 
 
 def say_nothing(_: str) -> None:
@@ -79,7 +80,8 @@ def are_equal(first: dict[str, Any], second: dict[str, Any]) -> bool:
 def test_the_loss_falls_and_the_model_answers_as_it_was_taught(tuned: Trained):
     losses = [line["loss"] for line in read_metrics(tuned.path)]
 
-    assert losses[0] > math.log(1000) > 6 > 2 > losses[-1]
+    assert losses[0] > 6.5
+    assert losses[-1] < 2
     assert tuned.result["held_out_last"]["eval_loss"] < tuned.result["held_out_first"]["eval_loss"]
     replies = [json.loads(line) for line in (tuned.path / "samples.jsonl").read_text().splitlines()]
     assert [line["reply"][:4] for line in replies[-2:]] == ["Yes,", "Yes,"]
@@ -281,21 +283,21 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(tiny: Path
         read_trained(tmp_path / "out")
 
 
-def test_rows_packed_together_cost_what_they_cost_alone(tiny: Path, conversations: Path, tmp_path: Path):
+def test_rows_packed_together_cost_what_they_cost_alone(tiny: Path, tmp_path: Path):
+    source = write_rows(tmp_path / "rows.jsonl", build_conversations(30))
     changes = {"max_steps": 1, "eval_share": 0, "max_length": 2048, "warmup": 0}
-    whole = fast(**changes, sft__packing=True, batch=1)
-    alone = fast(**changes, batch=40)
 
-    packed, unpacked = (
-        train(config, conversations, str(tiny), tmp_path / name, stage="sft", say=say_nothing)
-        for name, config in (("packed", whole), ("alone", alone))
+    packed, alone = (
+        train(config, source, str(tiny), tmp_path / name, stage="sft", say=say_nothing).result
+        for name, config in (
+            ("packed", fast(**changes, sft__packing=True, batch=1)),
+            ("alone", fast(**changes, batch=30)),
+        )
     )
 
-    assert packed.result["tokens"] == pytest.approx(unpacked.result["tokens"], rel=0.1)
-    assert packed.result["n_processes"] == 1
-    first, second = packed.result["first"], unpacked.result["first"]
-    # all but the row or two that did not go into the sequence are the same
-    assert first["loss"] == pytest.approx(second["loss"], rel=2e-3)
+    assert packed["tokens"] == alone["tokens"]
+    assert packed["first"]["loss"] == pytest.approx(alone["first"]["loss"], rel=1e-5)
+    assert packed["first"]["grad_norm"] == pytest.approx(alone["first"]["grad_norm"], rel=1e-3)
 
 
 def test_a_model_whose_attention_sees_beyond_its_row_is_not_packed(tiny: Path):
@@ -387,15 +389,15 @@ def test_weights_are_saved_in_the_type_they_came_in(tiny: Path, conversations: P
 
 
 def test_rows_longer_than_the_models_context_are_left_out_and_it_is_said(conversations: Path, tmp_path: Path):
-    short = build_tiny_model(tmp_path / "short", context=64)
-    rows = [*build_conversations(20), {"id": "long", "messages": [turn("user", "?"), turn("assistant", "word " * 70)]}]
+    short = build_tiny_model(tmp_path / "short", context=80)
+    rows = [*build_conversations(20), {"id": "long", "messages": [turn("user", "?"), turn("assistant", "word " * 100)]}]
     source = write_rows(tmp_path / "rows.jsonl", rows)
     lines: list[str] = []
 
     done = train(fast(max_steps=1), source, str(short), tmp_path / "out", stage="sft", say=lines.append)
 
-    assert done.prepared.limit == 64
-    assert "rows may have 64 tokens, the model's own limit, not 256" in lines
+    assert done.prepared.limit == 80
+    assert "rows may have 80 tokens, the model's own limit, not 256" in lines
     assert read_left_out(done.path) == {"long": "too long"}
     assert "left out: 1 too long; see" in "\n".join(done.lines)
 
