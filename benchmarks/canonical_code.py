@@ -62,9 +62,9 @@ def run_references(path: Path, questions: Questions, out: Path, n_at_once: int) 
     second, _, _ = run()
     failed = [name for name, score in scores.items() if score < 100]
     is_kept = (out / "ran.jsonl").read_bytes() == ran
+    print(f"{path.name}: {len(questions)} references, pass@1 {value:.2f} %, failed: {', '.join(failed) or 'none'}")
     print(
-        f"{path.name}: {len(questions)} reference solutions, pass@1 {value:.2f} %, "
-        f"failed: {', '.join(failed) or 'none'}; {first:.1f} s, {first / floor:.1f} times as long as bare starts of Python; again {second:.1f} s, "
+        f"  {first:.1f} s, {first / floor:.1f} times as long as bare starts of Python; again {second:.1f} s, "
         f"{'nothing' if is_kept else 'something'} run"
     )
     return not failed and is_kept

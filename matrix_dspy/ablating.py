@@ -27,6 +27,7 @@ from matrix_dspy.evaluation.asking import AskOptions
 from matrix_dspy.evaluation.questions import read_questions
 from matrix_dspy.evaluation.record import Evaluation, escape_markdown
 from matrix_dspy.text import drop_controls
+from matrix_dspy.training.tuning import read_trained
 
 ABLATIONS = RECIPES / "ablations"
 N_BOOTSTRAP = 2000
@@ -194,7 +195,8 @@ async def run_ablation(
                 ended = await run_chain(plan, say, is_quiet=is_quiet)
                 if ended.missing:
                     raise LimitError(f"variant {variant.name!r} with seed {seed} lacks rows: {ended.missing}")
-                rows[variant.name] = config.n
+                n_rows = read_trained(ended.models[-1]).prepared.n_train
+                rows[variant.name] = min(n_rows, rows.get(variant.name, n_rows))
                 for place, measure in enumerate(config.measures):
                     folder = out / variant.name / f"seed-{seed}" / _name_measure(config, place)
                     subject = Subject.of(f"{variant.name}-seed-{seed}={ended.models[-1]}")
@@ -202,7 +204,7 @@ async def run_ablation(
                     found[variant.name, seed, place] = evaluation = await work
                     for line in evaluation.lines()[1:]:
                         say(line)
-        ablation = Ablation(out, tuple(_tabulate(config, found, rows)), tuple(_list_notes(config, found)))
+        ablation = Ablation(out, tuple(_tabulate(config, found, rows)), tuple(_list_notes(config, found, rows)))
         _write(ablation, config, model)
         return ablation
     finally:
@@ -307,29 +309,42 @@ def _tabulate(
         tables = [np.array([[one.scores[key] for key in ids] for one in of[v.name]], float) for v in config.variants]
         means, drawn = draw_means(tables, config.seeds[0])
         for column, variant in enumerate(config.variants):
-            evaluations = of[variant.name]
-            low, high = np.percentile(drawn[:, column], [2.5, 97.5])
-            change = drawn[:, column] - drawn[:, 0]
-            ends = (None, None) if not column else tuple(map(float, np.percentile(change, [2.5, 97.5])))
-            main = evaluations[0].main
-            others = [each for each in evaluations[0].figures if not each.group and each.name != main.name]
-            cells.append(
-                Cell(
-                    variant.name,
-                    _name_measure(config, place),
-                    f"{main.name} ({main.unit})" if main.unit else main.name,
-                    float(means[column]),
-                    float(low),
-                    float(high),
-                    None if not column else float(means[column] - means[0]),
-                    *ends,
-                    tuple(float(mean) for mean in tables[column].mean(axis=1)),
-                    len(ids),
-                    rows[variant.name],
-                    {other.name: mean for other in others if (mean := _mean(evaluations, other.name)) is not None},
-                )
-            )
+            name, drawn_before = _name_measure(config, place), drawn[:, 0] if column else None
+            cell = _build_cell(variant.name, name, of[variant.name], tables[column], drawn[:, column], drawn_before)
+            difference = float(means[column] - means[0]) if column else None
+            cells.append(replace(cell, difference=difference, n_rows=rows[variant.name]))
     return cells
+
+
+def _build_cell(
+    variant: str,
+    measure: str,
+    evaluations: Sequence[Evaluation],
+    table: np.ndarray,
+    drawn: np.ndarray,
+    drawn_first: np.ndarray | None,
+) -> Cell:
+    """Return a cell but for its difference and rows; `table` is (n_seeds, n_questions), `drawn` (n_bootstrap,)."""
+    main = evaluations[0].main
+    others = [each for each in evaluations[0].figures if not each.group and each.name != main.name]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    ends = (None, None) if drawn_first is None else map(float, np.percentile(drawn - drawn_first, [2.5, 97.5]))
+    difference_low, difference_high = ends
+    return Cell(
+        variant=variant,
+        measure=measure,
+        figure=f"{main.name} ({main.unit})" if main.unit else main.name,
+        value=float(table.mean()),
+        low=float(low),
+        high=float(high),
+        difference=None,
+        difference_low=difference_low,
+        difference_high=difference_high,
+        by_seed=tuple(float(mean) for mean in table.mean(axis=1)),
+        n_questions=table.shape[1],
+        n_rows=0,
+        others={each.name: mean for each in others if (mean := _mean(evaluations, each.name)) is not None},
+    )
 
 
 def _mean(evaluations: Sequence[Evaluation], name: str) -> float | None:
@@ -340,11 +355,15 @@ def _mean(evaluations: Sequence[Evaluation], name: str) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(evaluations) else None
 
 
-def _list_notes(config: AblationConfig, found: Mapping[tuple[str, int, int], Evaluation]) -> list[str]:
+def _list_notes(
+    config: AblationConfig, found: Mapping[tuple[str, int, int], Evaluation], rows: Mapping[str, int]
+) -> list[str]:
     notes = [
         f"every variant: {config.n:,} rows a stage, seeds {', '.join(map(str, config.seeds))}, the same training"
         " settings and questions; intervals redraw seeds and questions together"
     ]
+    if len(set(rows.values())) > 1:
+        notes.append("variants were tuned on different numbers of rows: training left some out, see left_out.jsonl")
     if len(config.seeds) == 1:
         notes.append("one seed only: intervals hold the spread of questions, not that of trainings")
     judges = {measure.judge for measure in config.measures if measure.judge}

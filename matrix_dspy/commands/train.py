@@ -138,6 +138,24 @@ def recipe(
     )
 
 
+@app.command("tiny-model")
+def tiny_model(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights.")] = 0,
+) -> None:
+    """Make a chat model of 200,000 random parameters, to try the whole way on any machine; it knows nothing."""
+    from matrix_dspy.errors import RunError
+    from matrix_dspy.training.tiny import build_tiny_model
+    from matrix_dspy.training.tuning import check_extra
+
+    check_extra()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{str(out)!r} is there already; give another folder")
+    build_tiny_model(out, seed=seed, context=4096)
+    typer.echo(f"model:    {out}")
+    typer.echo(f"next:     {suggest('train', 'recipe', 'plumbing+plumbing-dpo', '--model', out)}")
+
+
 def _train(
     stage: Literal["sft", "dpo"],
     source: Path,

@@ -99,7 +99,7 @@ def train(config: TrainingConfig, source: Path, model: str, out: Path, *, stage:
         MissingExtraError: a library is not installed.
         KeyboardInterrupt: it was asked to stop; a checkpoint is saved.
     """
-    _check_extra()
+    check_extra()
     out = Path(out)
     with _offline(model), _hold(out):
         if (finished := _start(config, source, model, out, stage, say, 1, "")) is not None:
@@ -128,7 +128,7 @@ def launch(
     Raises:
         as `train`; RunError also when a process ends without saying why.
     """
-    _check_extra()
+    check_extra()
     out, configuration = Path(out), find_launch(how)
     with _offline(model), _hold(out):
         if (finished := _start(config, source, model, out, stage, say, n_processes, how)) is not None:
@@ -140,7 +140,7 @@ def launch(
 
 def count_devices() -> int:
     """Return how many GPUs this machine has; 1 where it has none."""
-    _check_extra()
+    check_extra()
     import torch
 
     return max(1, torch.cuda.device_count())
@@ -153,7 +153,7 @@ def check_model(model: str, config: TrainingConfig) -> None:
         ConfigError: there is no such model, it has no chat template or pad token, or the machine cannot do it.
         MissingExtraError: a library is not installed.
     """
-    _check_extra()
+    check_extra()
     from matrix_dspy.training.fitting import check_machine
 
     _check_model(model)
@@ -194,7 +194,8 @@ def read_trained(out: Path) -> Trained:
     return Trained(out, record["stage"], Prepared.from_json(record["prepared"]), result)
 
 
-def _check_extra() -> None:
+def check_extra() -> None:
+    """Refuse to go on without the libraries of the extra `train`."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise MissingExtraError(f"{missing[0]} is not installed; pip install 'matrix-dspy[train]'")

@@ -39,7 +39,7 @@ def test_the_defaults_are_the_paper_preset():
 
 
 def test_presets_are_listed():
-    assert list_presets() == ["lora", "paper", "paper-as-printed", "qlora"]
+    assert list_presets() == ["lora", "paper", "paper-as-printed", "plumbing", "qlora"]
 
 
 def test_a_preset_of_ones_own_is_read_from_its_file(tmp_path: Path):
