@@ -39,7 +39,7 @@ RecipeOption = Annotated[
 ]
 LMOption = Annotated[
     str | None,
-    typer.Option("--lm", help="Model: rehearsal, http://host:port/v1[#model], vllm:MODEL, or a LiteLLM name."),
+    typer.Option("--lm", help="Model: rehearsal, http://host:port/v1[#model], a folder, vllm:MODEL, a LiteLLM name."),
 ]
 WriterLMOption = Annotated[
     str | None, typer.Option("--writer-lm", help="Model that writes instructions. Default: --lm.")

@@ -1,11 +1,12 @@
 """Tokens per second of `train` against a bare TRL script, and on a GPU against the card's own matmul ceiling.
 
-    python benchmarks/training.py [--repeats 3] [--steps 30]
+    python benchmarks/training.py [--repeats 3] [--steps 30] [--threads 1]
     python benchmarks/training.py --gpu [--steps 20] [--batch 1] [--attention auto]
 
 On a CPU: SFT of a Llama of 3 million parameters on 480 made conversations of some 130 tokens. The bare script gives TRL
 the same rows, settings and number of checkpoints; both run in fresh processes and in turn, and the time is that of
-`Trainer.train`, whose tokens are the same. Medians of the repeats.
+`Trainer.train`, whose tokens are the same. Medians of the repeats, by the clock and by CPU seconds, which other work on
+the machine disturbs less; one thread, since more of them wait for each other on a busy machine.
 
 On a GPU: first the best of three bf16 products of 8,192 x 8,192 matrices; then SFT of a Llama of 1.1 billion random
 parameters on packed sequences of 4,096 tokens, then DPO of it on pairs. MFU counts 6 floating-point operations for each
@@ -65,7 +66,8 @@ def build_large_model(folder: Path) -> None:
     )
     torch.manual_seed(0)
     with torch.device("cuda"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -140,11 +142,11 @@ def run_bare(model: Path, rows: Path, out: Path, n_steps: int) -> dict[str, floa
         train_dataset=Dataset.from_list([{"messages": line["messages"]} for line in lines]),
         processing_class=AutoTokenizer.from_pretrained(model),
     )
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     trainer.train()
-    seconds = time.perf_counter() - started
+    seconds, used = time.perf_counter() - started, time.process_time() - used
     n_tokens = next(line["num_tokens"] for line in reversed(trainer.state.log_history) if "num_tokens" in line)
-    return {"tokens": n_tokens, "seconds": seconds}
+    return {"tokens": n_tokens, "seconds": seconds, "cpu": used}
 
 
 def run_ours(model: Path, rows: Path, out: Path, n_steps: int) -> dict[str, float]:
@@ -154,15 +156,15 @@ def run_ours(model: Path, rows: Path, out: Path, n_steps: int) -> dict[str, floa
     from matrix_dspy.training.settings import load_training
     from matrix_dspy.training.tuning import train
 
-    spent: list[float] = []
+    spent: list[tuple[float, float]] = []
     whole = Trainer.train
 
     def timed(self: Any, *arguments: Any, **named: Any) -> Any:
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         try:
             return whole(self, *arguments, **named)
         finally:
-            spent.append(time.perf_counter() - started)
+            spent.append((time.perf_counter() - started, time.process_time() - used))
 
     Trainer.train = timed  # type: ignore[method-assign]
     changes = {
@@ -175,7 +177,7 @@ def run_ours(model: Path, rows: Path, out: Path, n_steps: int) -> dict[str, floa
         "eval_share": 0,
     }
     done = train(load_training("paper", changes), rows, str(model), out, stage="sft", say=lambda _: None)
-    return {"tokens": done.result["tokens"], "seconds": spent[0], "steps_only": done.result["tokens_per_s"]}
+    return {"tokens": done.result["tokens"], "seconds": spent[0][0], "cpu": spent[0][1]}
 
 
 def measure_ceiling() -> float:
@@ -189,7 +191,7 @@ def measure_ceiling() -> float:
         torch.cuda.synchronize()
         started = time.perf_counter()
         for _ in range(20):
-            one @ other
+            torch.mm(one, other)
         torch.cuda.synchronize()
         best = max(best, 20 * 2 * MATMUL_SIDE**3 / (time.perf_counter() - started))
     return best
@@ -219,9 +221,10 @@ def run_gpu(place: Path, stage: str, n_steps: int, batch: int, attention: str) -
     return {**done.result, "memory": torch.cuda.max_memory_allocated() / 2**30}
 
 
-def call(*arguments: str) -> dict[str, Any]:
+def call(*arguments: str, n_threads: int = 0) -> dict[str, Any]:
     """Run this file in a fresh process and return what it prints last."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+    threads = {"OMP_NUM_THREADS": str(n_threads)} if n_threads else {}
+    environment = {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
     done = subprocess.run(
         [sys.executable, __file__, *arguments], capture_output=True, text=True, check=False, env=environment
     )
@@ -230,22 +233,25 @@ def call(*arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare_on_cpu(place: Path, repeats: int, n_steps: int) -> None:
+def compare_on_cpu(place: Path, repeats: int, n_steps: int, n_threads: int) -> None:
     """Run both in turn and print their tokens a second."""
     build_small_model(place / "small")
     write_conversations(place / "sft.jsonl", N_ROWS, (15, 45))
-    speeds: dict[str, list[float]] = {"bare": [], "ours": []}
+    speeds: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "cpu": []} for name in ("bare", "ours")}
     tokens = set()
     for number in range(repeats):
-        for name in speeds:
-            out = place / f"{name}-{number}"
-            told = call("--part", name, str(place / "small"), str(place / "sft.jsonl"), str(out), str(n_steps))
-            speeds[name].append(told["tokens"] / told["seconds"])
-            tokens.add(int(told["tokens"]))
-            print(f"{name:5} {speeds[name][-1]:9,.0f} tokens/s", flush=True)
-    bare, ours = (statistics.median(speeds[name]) for name in ("bare", "ours"))
+        # each goes first every other time
+        for name in sorted(speeds, reverse=bool(number % 2)):
+            told = [name, str(place / "small"), str(place / "sft.jsonl"), str(place / f"{name}-{number}"), str(n_steps)]
+            found = call("--part", *told, n_threads=n_threads)
+            tokens.add(int(found["tokens"]))
+            for clock, rates in speeds[name].items():
+                rates.append(found["tokens"] / found[clock])
+            print(f"{name}: {found['tokens'] / found['seconds']:,.0f} tokens/s, {found['cpu']:.2f} CPU s", flush=True)
     print(f"tokens of a run: {sorted(tokens)}")
-    print(f"bare TRL {bare:,.0f} tokens/s, matrix_dspy {ours:,.0f} tokens/s, ratio {ours / bare:.3f}")
+    for clock, words in (("seconds", "tokens/s"), ("cpu", "tokens a CPU second")):
+        bare, ours = (statistics.median(speeds[name][clock]) for name in ("bare", "ours"))
+        print(f"{words}: bare TRL {bare:,.0f}, matrix_dspy {ours:,.0f}, ratio {ours / bare:.3f}")
 
 
 def measure_on_gpu(place: Path, n_steps: int, batch: int, attention: str) -> None:
@@ -286,6 +292,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
@@ -297,7 +304,7 @@ def main() -> None:
         if told.gpu:
             measure_on_gpu(Path(folder), told.steps or 20, told.batch, told.attention)
         else:
-            compare_on_cpu(Path(folder), told.repeats, told.steps or 30)
+            compare_on_cpu(Path(folder), told.repeats, told.steps or 30, told.threads)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ async def open_crew(config: Config, parts: Mapping[Part, str]) -> AsyncIterator[
         crew: dict[Part, Member] = {}
         for part, spec in parts.items():
             concurrency = _limit_of(config, part)
-            if spec.startswith("vllm:"):  # in this process a second engine would load the model a second time
+            # in this process a second engine would load the model a second time
+            if spec.startswith(("vllm:", "transformers:")):
                 concurrency = max(_limit_of(config, name) for name, other in parts.items() if other == spec)
             if (spec, concurrency) not in opened:
                 engine = await stack.enter_async_context(_build_engine(config, spec, concurrency))

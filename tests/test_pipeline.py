@@ -174,6 +174,18 @@ def test_a_simulation_is_replayed_into_a_data_set(tmp_path: Path) -> None:
     assert len(pl.read_parquet(tmp_path / "lived" / "tables" / "scenarios.parquet")) == 5
 
 
+def test_what_a_run_replayed_is_replayed_from_it_too(tmp_path: Path) -> None:
+    people = ["--set", "population.n_agents=6"]
+    assert run_cli("simulate", "-q", *people, "--scenarios", "5", "--out", tmp_path / "lived").returncode == 0
+    assert run_cli("generate", "-q", *QUICK, "--from", tmp_path / "lived", "--out", tmp_path / "first").returncode == 0
+
+    flags = ["--kind", "reason", "--from", tmp_path / "first", "--out", tmp_path / "second"]
+    done = run_cli("generate", "-q", *QUICK, *flags)
+
+    assert done.returncode == 0
+    assert b"anonymiser" not in (tmp_path / "second" / "journal" / "main.jsonl").read_bytes()
+
+
 def test_sigkill_at_random_instants_changes_nothing_and_repeats_at_most_what_was_in_flight(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:

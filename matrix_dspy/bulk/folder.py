@@ -61,7 +61,7 @@ class RunFolder:
         Raises:
             RunError: another process holds it, it holds another run, or it cannot be written.
         """
-        folder = cls(path)
+        folder, replay = cls(path), find_replays(replay, path)
         if path.exists() and not path.is_dir():
             raise RunError(f"{str(path)!r} is a file; give another folder with --out")
         with boundary(RunError, f"open the run folder {str(path)!r}"):
@@ -268,6 +268,19 @@ def read_config(path: Path) -> tuple[str, Config]:
 def read_replay(path: Path) -> tuple[Path, ...]:
     """Return the other runs whose completions the last start of the run in a folder replayed too."""
     return tuple(Path(other) for other in read_run(path).get("start", {}).get("replay", []))
+
+
+def find_replays(runs: tuple[Path, ...], own: Path) -> tuple[Path, ...]:
+    """Return `runs` and the runs that those replayed themselves, as far as they are still there, each once."""
+    found: dict[Path, Path] = {}
+    waiting = list(runs)
+    while waiting:
+        run = waiting.pop(0)
+        if run.absolute() not in (*found, own.absolute()):
+            found[run.absolute()] = run
+            earlier = read_replay(run) if (run / "run.toml").is_file() else ()
+            waiting += [other for other in earlier if (other / "journal").is_dir()]
+    return tuple(found.values())
 
 
 def _drop_none(value: Any) -> Any:

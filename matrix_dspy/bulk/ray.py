@@ -765,9 +765,11 @@ def _prefer(node: _Node) -> Any:
 
 def _read_gpus(spec: str) -> int:
     """Return how many GPUs one engine of this spec takes."""
+    options = dict(parse_qsl(spec.partition("?")[2]))
+    if spec.startswith("transformers:"):
+        return 0 if options.get("device") == "cpu" else 1
     if not spec.startswith("vllm:"):
         return 0
-    options = dict(parse_qsl(spec.partition("?")[2]))
     sizes = [
         options.get(name, "1") for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
     ]

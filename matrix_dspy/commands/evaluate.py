@@ -233,7 +233,7 @@ def code(
     options = _options(concurrency, seed, data_parallel, ray, quiet)
     questions = _questions(prompts, column, limit)
     folder = _folder(out, "code", subject.name)
-    sampling = _sampling(0.2 if temperature is None else temperature, max_tokens)
+    sampling = _sampling(0.2 if temperature is None else temperature, max_tokens, top_p=None)
     _run(run_code(subject, questions, folder, options, samples=samples, k=tuple(k or (1,)), sampling=sampling), folder)
 
 
@@ -306,10 +306,10 @@ def _questions(path: Path, column: str, limit: int | None) -> "Questions":
     return read_questions(path, column=column, limit=limit)
 
 
-def _sampling(temperature: float, max_tokens: int) -> "SamplingConfig":
+def _sampling(temperature: float, max_tokens: int, top_p: float | None = 0.9) -> "SamplingConfig":
     from matrix_dspy.config import SamplingConfig
 
-    return SamplingConfig(temperature=temperature, top_p=0.9 if temperature else None, max_tokens=max_tokens)
+    return SamplingConfig(temperature=temperature, top_p=top_p if temperature else None, max_tokens=max_tokens)
 
 
 def _folder(out: Path | None, kind: str, *names: str) -> Path:

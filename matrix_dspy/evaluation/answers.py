@@ -10,6 +10,7 @@ from matrix_dspy.bulk.tables import write_text
 from matrix_dspy.config import SamplingConfig
 from matrix_dspy.curation.benchmarks import read_rows
 from matrix_dspy.engine.serving import find_spec
+from matrix_dspy.engine.transformers import has_weights, is_adapter
 from matrix_dspy.errors import ConfigError, TableError
 from matrix_dspy.evaluation.asking import Asker, AskOptions, Call, open_asker
 from matrix_dspy.evaluation.questions import Question, list_texts, read_id
@@ -19,6 +20,10 @@ ANSWERS = "answers"
 _SAMPLED_BYTES = 1 << 20
 _CODE = ("completion", "solution", "canonical_solution", "code")
 """Columns of code: what models complete, and the reference solutions of HumanEval and MBPP."""
+_EVALPLUS = "Mbpp/"
+"""What EvalPlus puts before the number of MBPP's tasks."""
+_LONGEST_NAME = 80
+"""Bytes of a file's name, without its ending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +46,14 @@ class Subject:
         given, _, rest = text.partition("=")
         is_named = bool(rest) and bool(given) and not set(given) & set("/:?#") and not Path(text).exists()
         name, target = (given, rest) if is_named else ("", text)
-        path = Path(target)
+        path = Path(target).expanduser()
         if path.is_file():
             return cls(name or path.stem, path=path, label=name or path.stem)
         if path.is_dir():
-            label = f"{name or path.name}-{hash_model(path)[:12]}"
-            return cls(name or path.resolve().name, find_spec(target), label=label)
+            label = f"{name or path.resolve().name}-{hash_model(path)[:12]}"
+            if not is_adapter(path) and not ((path / "config.json").is_file() and has_weights(path)):
+                raise ConfigError(f"no model in the folder {target!r}; it has no config.json, or no weights beside it")
+            return cls(name or path.resolve().name, find_spec(str(path)), label=label)
         if target.endswith((".json", ".jsonl", ".csv", ".parquet", ".gz")):
             raise ConfigError(f"no file of answers {target!r}; give one, a model's folder, or an LM as for --lm")
         return cls(name or hide_secrets(target), find_spec(target), label=name or hide_secrets(target))
@@ -176,7 +183,9 @@ def read_answers(path: Path, questions: Sequence[Question], name: str) -> Answer
     by_id: dict[str, list[Answer]] = {}
     model = name
     reading = None
+    n_rows = n_known = 0
     for row in read_rows(path):
+        n_rows += 1
         if "resps" in row and row.get("filter") != (reading := reading or row.get("filter")):
             continue  # the harness has a line for every way of reading the same answers
         asked = row["doc"] if isinstance(row.get("doc"), Mapping) else row
@@ -184,8 +193,9 @@ def read_answers(path: Path, questions: Sequence[Question], name: str) -> Answer
         own = read_id(asked)
         if same and own not in same:  # questions of one text are answered in their order, as their rows come
             own = min(same, key=lambda question_id: len(by_id.get(question_id, ())))
-        if own not in wanted:
+        if own not in wanted and (own := own.removeprefix(_EVALPLUS)) not in wanted:
             continue
+        n_known += 1
         model = replace_surrogates(str(row.get("model") or row.get("model_id") or row.get("generator") or model))
         found = by_id.setdefault(own, [])
         for turns in _list_samples(row):
@@ -193,6 +203,13 @@ def read_answers(path: Path, questions: Sequence[Question], name: str) -> Answer
             found.append(Answer(own, stored, bool(row.get("is_cut_off")), len(found)))
     by_id = {question_id: found for question_id, found in by_id.items() if found}
     if not by_id:
+        if not n_rows:
+            raise TableError(f"{str(path)!r} holds no answers; give a file that does")
+        if n_known:
+            raise TableError(
+                f"{str(path)!r} names {n_known} of the questions and answers none; rows need a text under turns, "
+                "output, response, answer, completion, solution, choices or messages"
+            )
         raise TableError(f"{str(path)!r} answers none of the questions; rows need their id or their exact text")
     missing = {q.question_id: "no answer in the file" for q in questions if q.question_id not in by_id}
     return Answers(name, model, {key: tuple(found) for key, found in by_id.items()}, missing)
@@ -270,5 +287,6 @@ def _read_turns(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def make_file_name(name: str) -> str:
     """Return a name as a file's: what is not plain becomes an underscore."""
-    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)[:80].strip(".")
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in replace_surrogates(name))
+    plain = plain.encode()[:_LONGEST_NAME].decode(errors="ignore").strip(".")
     return plain or "model"

@@ -14,7 +14,7 @@ from typing import Any
 
 from matrix_dspy.bulk.runner import Outcome
 from matrix_dspy.config import SamplingConfig
-from matrix_dspy.evaluation.answers import Subject, gather_answers
+from matrix_dspy.evaluation.answers import Subject
 from matrix_dspy.evaluation.arena_files import (
     ArenaAnswer,
     ArenaQuestion,
@@ -27,6 +27,7 @@ from matrix_dspy.evaluation.arena_files import (
 from matrix_dspy.evaluation.asking import AskOptions
 from matrix_dspy.evaluation.bradley_terry import STRONG_WEIGHT, Battle, rank_models, read_verdict
 from matrix_dspy.evaluation.intervals import N_RESAMPLES, SHARE
+from matrix_dspy.evaluation.json_files import name_file
 from matrix_dspy.evaluation.judging import (
     SAMPLED,
     Scored,
@@ -36,6 +37,8 @@ from matrix_dspy.evaluation.judging import (
     describe_judging,
     describe_questions,
     dump_outcome,
+    find_judge,
+    gather_sides,
     list_missing,
     list_notes,
     make_figure,
@@ -96,10 +99,9 @@ async def run_arena(
     """
     check_folder(folder, "arena")
     check_sides(model, baseline)
-    own, base = [
-        await gather_answers(side, questions, folder, options, sampling=sampling, n_turns=1)
-        for side in (model, baseline)
-    ]
+    check_sides(model, baseline, name_file)  # Arena-Hard's names are ASCII
+    find_judge(judge)
+    own, base = await gather_sides(model, baseline, questions, folder, options, sampling)
     matched = match_answers(questions, own, base)
     async with open_judge(judge, folder, options) as asker:
         notes = warn_of_judge(asker, own, base)

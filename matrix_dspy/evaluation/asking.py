@@ -83,8 +83,9 @@ class Asker:
         async def work(place: int) -> None:
             call = calls[place // n]
             key = CallKey(self.stage, call.id, call.purpose or program, round=call.round, sample=place % n)
-            outcomes[place] = await self.runner.call(prompt, call.inputs, key, drawn, **asked)
-            progress.kept += 1
+            outcomes[place] = outcome = await self.runner.call(prompt, call.inputs, key, drawn, **asked)
+            progress.kept += outcome.is_ok
+            progress.rejected += not outcome.is_ok
 
         await for_each(len(outcomes), 2 * self.runner.engine.concurrency, work)
         done = [outcome for outcome in outcomes if outcome is not None]
@@ -109,11 +110,11 @@ async def open_asker(spec: str, folder: Path, label: str, options: AskOptions) -
             send_seeds=options.send_seeds,
             **({"data_parallel": options.data_parallel} if options.data_parallel > 1 else {}),
         )
-        with show_progress(progress, is_quiet=options.is_quiet):
-            async with engine:
-                engine.journal_into(journal.folder)
-                runner = Runner(engine, journal, seed=options.seed, progress=progress)
-                runner.structured = sends_schemas(engine, options.structured)
+        async with engine:
+            engine.journal_into(journal.folder)
+            runner = Runner(engine, journal, seed=options.seed, progress=progress)
+            runner.structured = sends_schemas(engine, options.structured)
+            with show_progress(progress, is_quiet=options.is_quiet):
                 yield Asker(runner, f"{STAGE}:{label}")
     finally:
         journal.close()

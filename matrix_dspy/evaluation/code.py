@@ -178,8 +178,8 @@ async def run_code(
     answers = await gather_answers(model, asked, folder, options, sampling=sampling, n=samples)
     verdicts = await judge_answers(problems, answers, folder, limits, n_at_once, is_quiet=options.is_quiet)
     evaluation = _sum_up(model, questions, problems, answers, verdicts, ks, options, sampling, limits)
-    write_evaluation(evaluation, list(_list_rows(problems, answers, verdicts)), folder)
     _write_logs(problems, questions, answers, verdicts, folder)
+    write_evaluation(evaluation, list(_list_rows(problems, answers, verdicts)), folder)
     return evaluation
 
 
@@ -352,7 +352,7 @@ def _sum_up(
         settings=settings,
         figures=figures,
         counts=counts | dict(sorted(reasons.items())),
-        notes=[*list_notes(questions, answers), *note_model(answers)],
+        notes=[*list_notes(questions, answers, counts_all=True), *note_model(answers)],
         scores={name: 100 * sum(found) / len(found) for name, found in by_problem.items()},
     )
 
@@ -404,7 +404,9 @@ def _write_logs(
         # after a prompt, which ends in a docstring, a whole function defines it once more
         start = "\n" if problem.shape == "humaneval" else ""
         replies = [f"{start}{problem.read_code(read_reply(answer))}" for answer in given]
-        completions += [(question.question_id, reply) for reply in replies]
+        # the name that EvalPlus has for MBPP's tasks
+        task_id = question.question_id if problem.shape == "humaneval" else f"Mbpp/{question.question_id}"
+        completions += [(task_id, reply) for reply in replies]
         place = _find_place(problem)
         if replies and place is not None:
             share = sum(verdicts[question.question_id, i].is_right for i in range(len(given))) / len(given)

@@ -14,10 +14,10 @@ from matrix_dspy.config import SamplingConfig
 from matrix_dspy.errors import ConfigError, TableError
 from matrix_dspy.evaluation.answers import Answers, Subject, gather_answers
 from matrix_dspy.evaluation.asking import AskOptions
-from matrix_dspy.evaluation.checking import measure_share, note_model, read_reply, write_log
+from matrix_dspy.evaluation.checking import LOGS, measure_share, note_model, read_reply, write_log
 from matrix_dspy.evaluation.ifeval.checkers import check_reply, check_reply_loose, find_checker
 from matrix_dspy.evaluation.judging import Scored, describe_questions, list_notes
-from matrix_dspy.evaluation.lm_eval_files import Sample, build_samples
+from matrix_dspy.evaluation.lm_eval_files import Sample, build_samples, write_responses
 from matrix_dspy.evaluation.questions import Question, Questions
 from matrix_dspy.evaluation.record import Evaluation, Figure, check_folder, write_evaluation
 
@@ -117,15 +117,18 @@ async def run_following(
             "cut off": answers.n_cut_off,
             "empty": n_empty,
         },
-        notes=[*list_notes(questions, answers), *note_model(answers)],
+        notes=[*list_notes(questions, answers, counts_all=True), *note_model(answers)],
         scores={
             name: 100 * sum(all(each.strict) for each in found) / len(found)
             for name, found in verdicts.items()
             if found
         },
     )
-    write_evaluation(evaluation, _list_rows(questions, answers, constraints, verdicts), folder)
     write_log("ifeval", list(_list_samples(questions, answers, verdicts)), questions, answers.name, folder)
+    first = ((question.text, answers.first(question.question_id)) for question in questions)
+    replies = [(text, read_reply(answer)) for text, answer in first if answer is not None]
+    write_responses(replies, folder / LOGS / "responses.jsonl")
+    write_evaluation(evaluation, _list_rows(questions, answers, constraints, verdicts), folder)
     return evaluation
 
 

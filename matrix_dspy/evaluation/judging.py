@@ -6,7 +6,7 @@ answer can speak as the prompt or as the judge. Lengths are those of the texts a
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import Any, NoReturn, Self
 
 from matrix_dspy.bulk.runner import Outcome
 from matrix_dspy.config import SAMPLING, SamplingConfig
+from matrix_dspy.engine.spec import build_engine
 from matrix_dspy.errors import ConfigError, RunError
-from matrix_dspy.evaluation.answers import Answer, Answers, Subject
+from matrix_dspy.evaluation.answers import Answer, Answers, Subject, gather_answers, make_file_name
 from matrix_dspy.evaluation.asking import Asker, AskOptions, Call, open_asker
 from matrix_dspy.evaluation.intervals import Interval, bootstrap_mean, wilson
 from matrix_dspy.evaluation.questions import Question, Questions
-from matrix_dspy.evaluation.record import Figure, write_judged
+from matrix_dspy.evaluation.record import Figure, check_judge, write_judged
 from matrix_dspy.loading import hash_prompt, load_program
 from matrix_dspy.synthesis.thinking import split_thinking
 from matrix_dspy.text import clean_text
@@ -142,14 +143,46 @@ def _lay_out(pair: Pair, *, is_swapped: bool) -> dict[str, str]:
     return {"instruction": clean_text(pair.question.text), "response_a": shown[0], "response_b": shown[1]}
 
 
-def check_sides(model: Subject, reference: Subject) -> None:
-    """Refuse two sides of one name: their answers and calls could not be told apart.
+def check_sides(model: Subject, reference: Subject, name_file: Callable[[str], str] = make_file_name) -> None:
+    """Refuse two sides of one name, or of one file by `name_file`: they could not be told apart.
 
     Raises:
-        ConfigError: they have the same name.
+        ConfigError: they have the same name, or would have the same file.
     """
+    whose = f"name one of them, as in other={reference.path or reference.spec.partition(':')[2] or reference.spec}"
     if model.name == reference.name:
-        raise ConfigError(f"both sides are called {model.name!r}; name one of them, as in before={model.name}")
+        raise ConfigError(f"both sides are called {model.name!r}; {whose}")
+    if name_file(model.name).casefold() == name_file(reference.name).casefold():
+        file = f"{name_file(model.name)}.jsonl"
+        raise ConfigError(f"the answers of {model.name!r} and of {reference.name!r} would both be {file!r}; {whose}")
+
+
+def find_judge(judge: str) -> Subject:
+    """Return the model that judges, named as for --lm or by its folder; nothing is opened, so it is found out early.
+
+    Raises:
+        ConfigError: it names a file of answers, or nothing known.
+    """
+    subject = Subject.of(judge)
+    if subject.path is not None:
+        raise ConfigError(f"the judge {judge!r} is a file; give a model's folder or an LM as for --lm")
+    build_engine(subject.spec)
+    return subject
+
+
+async def gather_sides(
+    model: Subject,
+    reference: Subject,
+    questions: Sequence[Question],
+    folder: Path,
+    options: AskOptions,
+    sampling: SamplingConfig,
+) -> tuple[Answers, Answers]:
+    """Return both sides' answers to the first turns; files are read before any model is asked."""
+    found: dict[str, Answers] = {}
+    for side in sorted((model, reference), key=lambda side: side.path is None):
+        found[side.name] = await gather_answers(side, questions, folder, options, sampling=sampling, n_turns=1)
+    return found[model.name], found[reference.name]
 
 
 @asynccontextmanager
@@ -158,13 +191,13 @@ async def open_judge(judge: str, folder: Path, options: AskOptions) -> AsyncIter
 
     Raises:
         ConfigError: it names a file of answers, or nothing known.
+        RunError: the folder's evaluation has another judge.
     """
-    subject = Subject.of(judge)
-    if subject.path is not None:
-        raise ConfigError(f"the judge {judge!r} is a file; give a model's folder or an LM as for --lm")
+    subject = find_judge(judge)
     # the label of a folder tells its weights; an address is left out, so that a judge that moved is not asked anew
     is_folder = subject.label != subject.name
     async with open_asker(subject.spec, folder, f"judge:{subject.label}" if is_folder else "judge", options) as asker:
+        check_judge(folder, asker.model)
         yield asker
 
 
@@ -209,8 +242,10 @@ def describe_judging(
     return settings
 
 
-def list_notes(questions: Questions, *sides: Answers, uses_turns: bool = False) -> list[str]:
-    """Return the notes on what is left out: questions of the file, questions without an answer, later turns."""
+def list_notes(questions: Questions, *sides: Answers, uses_turns: bool = False, counts_all: bool = False) -> list[str]:
+    """Return the notes on what is left out: questions of the file, those without an answer, later turns, and, unless
+    `counts_all`, all but the first answer to a question.
+    """
     notes: list[str] = []
     if len(questions) < questions.n_in_file:
         notes.append(f"{len(questions):,} of the {questions.n_in_file:,} questions of {questions.name!r} were asked")
@@ -219,6 +254,10 @@ def list_notes(questions: Questions, *sides: Answers, uses_turns: bool = False) 
             notes.append(
                 f"{n_missing:,} of {len(questions):,} questions have no answer of {side.name!r}; no figure has them"
             )
+    if not counts_all:
+        for side in sides:
+            if n_several := sum(len(found) > 1 for found in side.by_id.values()):
+                notes.append(f"{n_several:,} questions have several answers of {side.name!r}; the first of each counts")
     n_turns = sum(len(question.turns) > 1 for question in questions)
     if n_turns and not uses_turns:
         notes.append(f"{n_turns:,} questions have further turns; only the first was asked and compared")

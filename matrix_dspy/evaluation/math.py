@@ -100,9 +100,9 @@ async def run_math(
         for question in questions
     }
     evaluation = _sum_up(model, questions, answers, verdicts, options, sampling)
-    write_evaluation(evaluation, _list_rows(questions, answers, references, verdicts), folder)
     if all("####" in reference for question in questions for reference in question.references[:1]):
         write_log("gsm8k", list(_list_samples(asked, answers)), questions, answers.name, folder)
+    write_evaluation(evaluation, _list_rows(questions, answers, references, verdicts), folder)
     return evaluation
 
 
@@ -141,7 +141,7 @@ def _sum_up(
             "cut off": answers.n_cut_off,
             **{name: reasons[name] for name in ("right", "wrong", "no number")},
         },
-        notes=[*list_notes(questions, answers), *note_model(answers)],
+        notes=[*list_notes(questions, answers, counts_all=True), *note_model(answers)],
         scores={
             name: 100 * sum(each.is_right for each in found) / len(found) for name, found in verdicts.items() if found
         },

@@ -22,12 +22,14 @@ from matrix_dspy.evaluation.judging import (
     describe_questions,
     drop_thinking,
     dump_outcome,
+    find_judge,
     list_notes,
     mean_figures,
     open_judge,
     refuse_unjudged,
     warn_of_judge,
 )
+from matrix_dspy.evaluation.mt_bench_files import Rating, write_answers, write_questions, write_ratings
 from matrix_dspy.evaluation.questions import Question, Questions
 from matrix_dspy.evaluation.record import Evaluation, Figure, check_folder, write_evaluation
 from matrix_dspy.text import clean_text
@@ -84,6 +86,7 @@ async def run_ratings(
         EngineError: a model cannot be reached.
     """
     check_folder(folder, "ratings")
+    find_judge(judge)
     answers = await gather_answers(model, questions, folder, options, sampling=sampling, n_turns=n_turns)
     turns = _list_turns(questions, answers, n_turns)
     if not turns:
@@ -114,6 +117,7 @@ async def run_ratings(
         notes=[*notes, *list_notes(questions, answers, uses_turns=True)],
         scores=_list_scores(turns, outcomes),
     )
+    _write_files(questions, answers, turns, outcomes, asker.model, folder / "mt_bench")
     write_evaluation(evaluation, rows, folder)
     return evaluation
 
@@ -152,6 +156,26 @@ def _write_row(turn: _Turn, outcome: Outcome) -> dict[str, Any]:
         "verdict": "rated" if outcome.is_ok else "unjudged",
         "judge": dump_outcome(outcome),
     }
+
+
+def _write_files(
+    questions: Sequence[Question],
+    answers: Answers,
+    turns: Sequence[_Turn],
+    outcomes: Sequence[Outcome],
+    judge: str,
+    folder: Path,
+) -> None:
+    """Write what FastChat's MT-Bench takes: every question, and what was answered and rated of it."""
+    given = [(question, answers.first(question.question_id)) for question in questions]
+    said = [(question, drop_thinking(answer).turns) for question, answer in given if answer is not None]
+    ratings = [
+        Rating(turn.question, turn.place + 1, outcome.fields["rating"] if outcome.fields else None, outcome.text)
+        for turn, outcome in zip(turns, outcomes, strict=True)
+    ]
+    write_questions(questions, folder)
+    write_answers(said, answers.name, folder)
+    write_ratings(ratings, answers.name, judge, folder)
 
 
 def _list_figures(turns: Sequence[_Turn], outcomes: Sequence[Outcome], seed: int, n_resamples: int) -> list[Figure]:

@@ -1,19 +1,24 @@
 """What an evaluation found, on disk and in words: figures with intervals, counts, and what must be said beside them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from matrix_dspy.bulk.tables import write_text
+from matrix_dspy.bulk.folder import take_lock
+from matrix_dspy.bulk.tables import remove_leftovers, write_text
 from matrix_dspy.errors import RunError, boundary
+from matrix_dspy.evaluation.page import FILES, SHARED, build_page
+from matrix_dspy.evaluation.page import escape_markdown as escape_markdown
 from matrix_dspy.text import drop_controls, one_line
 
 RECORD = "evaluation.json"
 JUDGED = "judged.jsonl"
 """One row a judged answer, pair or problem: what the figures are made of."""
+PAGE = "README.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +81,14 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """Return the result as lines for a terminal, overall figures only."""
-        whose = ", ".join(f"{part} {name}" for part, name in self.models.items())
-        lines = [f"{self.kind}: {whose}" + (f"; judged by {self.judge}" if self.judge else "")]
+        whose = ", ".join(f"{part} {one_line(name)}" for part, name in self.models.items())
+        lines = [f"{self.kind}: {whose}" + (f"; judged by {one_line(self.judge)}" if self.judge else "")]
         overall = [figure for figure in self.figures if not figure.group]
         width = max((len(figure.name) for figure in overall), default=0)
         lines += [f"  {figure.name:{width}}  {figure.words()}" for figure in overall]
         if counted := {name: count for name, count in self.counts.items() if count}:
             lines.append("  " + ", ".join(f"{name}: {count:,}" for name, count in counted.items()))
-        return [drop_controls(line) for line in [*lines, *(f"note: {note}" for note in self.notes)]]
+        return [drop_controls(line) for line in [*lines, *(f"note: {one_line(note)}" for note in self.notes)]]
 
 
 def write_evaluation(evaluation: Evaluation, judged: Sequence[Mapping[str, Any]], folder: Path) -> Path:
@@ -95,7 +100,7 @@ def write_evaluation(evaluation: Evaluation, judged: Sequence[Mapping[str, Any]]
     with boundary(RunError, f"write the evaluation in {str(folder)!r}"):
         write_judged(judged, folder)
         write_text(orjson.dumps(written, option=orjson.OPT_INDENT_2, default=str).decode() + "\n", folder / RECORD)
-        write_text(_write_page(evaluation), folder / "README.md")
+        write_text(build_page(evaluation, folder), folder / PAGE)
     return folder / RECORD
 
 
@@ -119,44 +124,72 @@ def read_evaluation(folder: Path) -> Evaluation:
         raise RunError(f"no evaluation in {str(folder)!r}; evaluate first")
     with boundary(RunError, f"read {str(path)!r}"):
         values = orjson.loads(path.read_bytes())
-    values.pop("version", None)
-    return Evaluation(**values | {"figures": [Figure(**figure) for figure in values["figures"]]})
+        values.pop("version", None)
+        return Evaluation(**values | {"figures": [Figure(**figure) for figure in values["figures"]]})
 
 
-def check_folder(folder: Path, kind: str) -> None:
-    """Refuse a folder that holds something else.
+def check_folder(folder: Path, kind: str, models: Mapping[str, str] | None = None, questions: str = "") -> None:
+    """Refuse a folder that holds something else, before anything is paid for or written over.
+
+    An evaluation that is there already may be done again, on more questions too; where they are given, its models and
+    the name of its questions must be the same.
 
     Raises:
-        RunError: it is a file, a run, or an evaluation of another kind.
+        RunError: it is a file, a run or a model, an evaluation of something else, or holds what no evaluation of this
+            kind writes.
     """
-    if folder.is_file():
+    if folder.exists() and not folder.is_dir():
         raise RunError(f"{str(folder)!r} is a file; give another folder with --out")
     if (folder / "run.toml").exists() or (folder / "train.json").exists():
         raise RunError(f"{str(folder)!r} holds a run or a model; give another folder with --out")
-    if (folder / RECORD).is_file() and (found := read_evaluation(folder).kind) != kind:
-        raise RunError(f"{str(folder)!r} holds an evaluation of kind {found!r}; give another folder with --out")
+    if (folder / RECORD).is_file():
+        found = read_evaluation(folder)
+        if found.kind != kind:
+            raise RunError(
+                f"{str(folder)!r} holds an evaluation of kind {found.kind!r}; give another folder with --out"
+            )
+        for part, name in (models or {}).items():
+            _refuse_another(folder, part, found.models.get(part, ""), name)
+        if questions:
+            _refuse_another(folder, "questions", str(found.questions.get("name", "")), questions)
+        return
+    known = {name.rstrip("/") for name, _ in (*SHARED, *FILES.get(kind, ()))}
+    with boundary(RunError, f"look into {str(folder)!r}"):
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    strange = next((name for name in names if not name.startswith(".") and name not in known), None)
+    if strange is not None:
+        raise RunError(
+            f"{str(folder)!r} holds {strange!r}, which is of no evaluation of kind {kind!r}; "
+            "give another folder with --out"
+        )
 
 
-def _write_page(evaluation: Evaluation) -> str:
-    """Return the evaluation as Markdown; names of models and categories are text, never markup."""
-    lines = [f"# {evaluation.kind}", ""]
-    lines += [f"- {part}: {escape_markdown(name)}" for part, name in evaluation.models.items()]
-    if evaluation.judge:
-        lines.append(f"- judge: {escape_markdown(evaluation.judge)}")
-    lines += [f"- {escape_markdown(key)}: {escape_markdown(value)}" for key, value in {**evaluation.questions, **evaluation.settings}.items()]
-    lines += ["", "| figure | of | value | 95 % interval | n |", "|---|---|---|---|---|"]
-    for figure in evaluation.figures:
-        value = "not measured" if figure.value is None else f"{figure.value:.2f} {figure.unit}".strip()
-        interval = "" if figure.low is None or figure.high is None else f"{figure.low:.2f} to {figure.high:.2f}"
-        lines.append(f"| {escape_markdown(figure.name)} | {escape_markdown(figure.group or 'all')} | {value} | {interval} | {figure.n:,} |")
-    if evaluation.counts:
-        lines += ["", "| counted | |", "|---|---|"]
-        lines += [f"| {escape_markdown(name)} | {count:,} |" for name, count in evaluation.counts.items()]
-    lines += ["", *(f"{escape_markdown(note)}\n" for note in evaluation.notes)]
-    return "\n".join(lines).rstrip() + "\n"
+def check_judge(folder: Path, judge: str) -> None:
+    """Refuse a folder whose evaluation another model has judged, before this one is asked; RunError then."""
+    if (folder / RECORD).is_file():
+        _refuse_another(folder, "judge", read_evaluation(folder).judge, judge)
 
 
-def escape_markdown(value: object) -> str:
-    """Return a value as one line of text that is no markup, for a Markdown page or a table's cell."""
-    text = one_line(str(value))
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|~" else letter for letter in text)
+def _refuse_another(folder: Path, part: str, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise RunError(
+            f"{str(folder)!r} holds an evaluation with the {part} {found!r}, not {wanted!r}; "
+            "give another folder with --out"
+        )
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and hold it for this process, so that no other evaluates into it meanwhile.
+
+    Raises:
+        RunError: another process has it, or it cannot be written.
+    """
+    with boundary(RunError, f"write in the folder {str(folder)!r}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(folder)
+        remove_leftovers(folder)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -24,6 +24,7 @@ from matrix_dspy.evaluation.judging import (
     describe_questions,
     drop_thinking,
     dump_outcome,
+    find_judge,
     list_notes,
     mean_figures,
     open_judge,
@@ -61,6 +62,7 @@ async def run_safety(
         EngineError: a model cannot be reached.
     """
     check_folder(folder, "safety")
+    find_judge(judge)
     answers = await gather_answers(model, questions, folder, options, sampling=sampling, n_turns=1)
     found = ((each, answers.first(each.question_id)) for each in questions)
     answered = [(each, drop_thinking(answer)) for each, answer in found if answer is not None]

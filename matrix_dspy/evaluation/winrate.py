@@ -27,7 +27,7 @@ from matrix_dspy.evaluation.alpaca_files import (
     write_leaderboard,
     write_model_outputs,
 )
-from matrix_dspy.evaluation.answers import Answer, Subject, gather_answers
+from matrix_dspy.evaluation.answers import Answer, Subject
 from matrix_dspy.evaluation.asking import AskOptions
 from matrix_dspy.evaluation.intervals import N_RESAMPLES, SHARE
 from matrix_dspy.evaluation.judging import (
@@ -39,6 +39,8 @@ from matrix_dspy.evaluation.judging import (
     describe_judging,
     describe_questions,
     dump_outcome,
+    find_judge,
+    gather_sides,
     list_missing,
     list_notes,
     make_figure,
@@ -125,10 +127,8 @@ async def run_winrate(
     check_sides(model, reference)
     hardness = _match_difficulty(difficulty, questions)
     others = _read_others(annotations)
-    own, base = [
-        await gather_answers(side, questions, folder, options, sampling=sampling, n_turns=1)
-        for side in (model, reference)
-    ]
+    find_judge(judge)
+    own, base = await gather_sides(model, reference, questions, folder, options, sampling)
     matched = match_answers(questions, own, base)
     async with open_judge(judge, folder, options) as asker:
         notes = warn_of_judge(asker, own, base)
@@ -211,7 +211,7 @@ def read_annotations_winrate(
         ],
     )
     if folder is not None:
-        rows = [{"question_id": f"q{n:05d}", "preference": each.preference} for n, each in enumerate(chosen)]
+        rows = [_write_annotation(f"q{n:05d}", each) for n, each in enumerate(chosen)]
         write_evaluation(evaluation, rows, folder)
     return evaluation
 
@@ -354,6 +354,22 @@ def _match_difficulty(difficulty: Difficulty | None, questions: Sequence[Questio
     return Difficulty(values, difficulty.source)
 
 
+def _write_annotation(question_id: str, annotation: Annotation) -> dict[str, Any]:
+    preference = annotation.preference
+    return {
+        "question_id": question_id,
+        "category": annotation.dataset,
+        "verdict": "unjudged"
+        if preference is None
+        else {1.0: "loss", 1.5: "tie", 2.0: "win"}.get(preference, "weighed"),
+        "preference": preference,
+        "n_chars_model": len(annotation.output_2),
+        "n_chars_reference": len(annotation.output_1),
+        "instruction": annotation.instruction,
+        "annotator": annotation.annotator,
+    }
+
+
 def _read_others(paths: Sequence[Path]) -> dict[str, list[JudgedPair]]:
     """Return the annotated models of files in AlpacaEval's form; one that stands in several is taken once."""
     found: dict[str, list[JudgedPair]] = {}
@@ -370,7 +386,7 @@ def _choose_model(model: str, names: Sequence[str], path: Path) -> str:
         return model
     shown = ", ".join(map(repr, names[:10]))
     said = f"has no model {model!r}" if model else f"has {len(names)} models"
-    raise ConfigError(f"{str(path)!r} {said}; name one of {shown}")
+    raise ConfigError(f"{str(path)!r} {said}; name one with --model: {shown}")
 
 
 def _tell_rank(name: str, rates: WinRate, leaderboard: Path) -> str:

@@ -6,6 +6,7 @@ Every process of a training runs this; the first alone writes.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -23,8 +24,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PrinterCallback
 
+from matrix_dspy.bulk.folder import take_lock
 from matrix_dspy.bulk.tables import write_text
-from matrix_dspy.errors import ConfigError, MissingExtraError, RunError, boundary
+from matrix_dspy.errors import ConfigError, MatrixError, MissingExtraError, RunError, boundary, describe_os_error
 from matrix_dspy.text import one_line
 from matrix_dspy.training.card import write_card, write_loss_plot
 from matrix_dspy.training.encoding import ChatEncoder, load_tokenizer, set_pad_token
@@ -47,6 +49,8 @@ Say = Callable[[str], None]
 _FINAL = ".final"
 _TENTH = 10
 _FLASH = {"flash_attention_3": "flash_attn_interface", "flash_attention_2": "flash_attn"}
+_NO_SPACE = re.compile(r"no space left|disk quota exceeded|inline_container|iostream error", re.IGNORECASE)
+"""How PyTorch and safetensors say that the disk is full."""
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
@@ -65,7 +69,7 @@ def fit(out: Path, say: Say) -> None:
     config = TrainingConfig.model_validate(record["settings"])
     prepared = Prepared.from_json(record["prepared"])
     _quiet()
-    with explain_memory(config, prepared), _stop_signals() as signals:
+    with _alone(out), explain_faults(out, config, prepared), _stop_signals() as signals:
         trainer, watch = _build_trainer(out, record, stage, config, prepared, say)
         signals.append(watch)
         start = _find_start(out, trainer, watch, say)
@@ -397,15 +401,39 @@ def _stop_signals() -> Iterator[list[Watch]]:
 
 
 @contextlib.contextmanager
-def explain_memory(config: TrainingConfig, prepared: Prepared) -> Iterator[None]:
-    """Say what to do when memory runs out."""
+def _alone(out: Path) -> Iterator[None]:
+    """Make sure that no process of an earlier start is still at work, should its parent have been killed."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with boundary(RunError, f"open {str(out)!r}"):
+        (out / CHECKPOINTS).mkdir(exist_ok=True)
+    lock = take_lock(out / CHECKPOINTS)
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(str(error))
-        if isinstance(error, RunError) or not is_memory:
-            raise
-        raise RunError(_advise_memory(config, prepared)) from error
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def explain_faults(out: Path, config: TrainingConfig, prepared: Prepared) -> Iterator[None]:
+    """Say what to do when memory or the disk is full.
+
+    Raises:
+        RunError: it is; anything else passes as it is.
+    """
+    try:
+        yield
+    except MatrixError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(str(error)):
+            raise RunError(_advise_memory(config, prepared)) from error
+        if _NO_SPACE.search(str(error)):
+            error = OSError(errno.ENOSPC, "No space left on device")
+        if isinstance(error, OSError):
+            raise RunError(f"could not write {str(out)!r}: {describe_os_error(error)}") from error
+        raise
 
 
 def _advise_memory(config: TrainingConfig, prepared: Prepared) -> str:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -166,7 +166,7 @@ def find_launch(how: str) -> Path:
     """Return the accelerate configuration of a name, or the file of that path.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it needs GPUs that are not there.
         MissingExtraError: DeepSpeed is needed and not installed.
     """
     path = Path(how) if "/" in how or how.endswith((".yaml", ".yml")) else LAUNCHES / f"{how}.yaml"
@@ -174,9 +174,14 @@ def find_launch(how: str) -> Path:
         known = sorted(each.stem for each in LAUNCHES.glob("*.yaml"))
         raise ConfigError(f"no launch configuration {how!r}; {did_you_mean(how, known)}, or give a file")
     with boundary(ConfigError, f"read {str(path)!r}"):
-        needs_deepspeed = "DEEPSPEED" in path.read_text(encoding="utf-8")
-    if needs_deepspeed and find_spec("deepspeed") is None:
+        text = path.read_text(encoding="utf-8")
+    if "DEEPSPEED" in text and find_spec("deepspeed") is None:
         raise MissingExtraError("deepspeed is not installed; pip install deepspeed, or use --launch fsdp")
+    import torch
+
+    if ("DEEPSPEED" in text or "FSDP" in text) and not torch.cuda.is_available():
+        # accelerate 1.15 would leave the sharding out and say nothing
+        raise ConfigError(f"--launch {how} shares a model out over GPUs, and there is none; use --launch ddp")
     return path
 
 
@@ -390,18 +395,30 @@ def _run_processes(out: Path, configuration: Path, n_processes: int, say: Say) -
         # the flag --cpu would start one process only (accelerate 1.15)
         environment["ACCELERATE_USE_CPU"] = "true"
     with log.open("wb") as errors_file:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors_file, env=environment)
-        assert process.stdout is not None
+        # in a session of its own, so that Ctrl-C reaches this process only and each of the others once
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors_file, env=environment, start_new_session=True
+        )
         try:
-            for line in process.stdout:
-                say(line.decode(errors="replace").rstrip())
-            code = process.wait()
-        except BaseException:
-            process.send_signal(signal.SIGINT)
-            process.wait()
+            code = _follow(process, say)
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGTERM)
+            with suppress(KeyboardInterrupt):
+                _follow(process, say)
             raise
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     if code:
         _raise_failure(out, log, code)
+
+
+def _follow(process: subprocess.Popen[bytes], say: Say) -> int:
+    assert process.stdout is not None
+    for line in process.stdout:
+        say(line.decode(errors="replace").rstrip())
+    return process.wait()
 
 
 def _raise_failure(out: Path, log: Path, code: int) -> None:

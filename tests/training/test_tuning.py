@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -336,21 +337,35 @@ def test_a_model_whose_attention_sees_beyond_its_row_is_not_packed(tiny: Path):
         check_packing(leaky, "tiny")
 
 
-def test_out_of_memory_says_what_to_change():
+def test_full_memory_and_a_full_disk_say_what_to_do(tmp_path: Path):
     import torch
 
-    from matrix_dspy.training.fitting import explain_memory
+    from matrix_dspy.training.fitting import explain_faults
     from matrix_dspy.training.preparing import Prepared, Source
 
-    prepared = Prepared(Source("a", "a", "sft", ""), 1, 0, 1, 1, 900, 1024, 0, {}, -1.0)
+    told = tmp_path, fast(), Prepared(Source("a", "a", "sft", ""), 1, 0, 1, 1, 900, 1024, 0, {}, -1.0)
 
     with (
         pytest.raises(RunError, match=r"out of memory with batch = 4 and max_length = 1,024; set batch=1 and accum"),
-        explain_memory(fast(), prepared),
+        explain_faults(*told),
     ):
         torch.empty(1 << 55, dtype=torch.uint8)
-    with pytest.raises(RuntimeError, match="something else"), explain_memory(fast(), prepared):
+    if Path("/dev/full").exists():
+        with pytest.raises(RunError, match=r"no space left on device; free some space"), explain_faults(*told):
+            torch.save(torch.zeros(1 << 18), "/dev/full")
+    with pytest.raises(RuntimeError, match="something else"), explain_faults(*told):
         raise RuntimeError("something else")
+
+
+def test_what_an_orphan_still_trains_is_left_to_it(tuned: Trained, tiny: Path, conversations: Path, tmp_path: Path):
+    out = shutil.copytree(tuned.path, tmp_path / "out")
+    (out / "trained.json").unlink()
+    lock = take_lock(out / "checkpoints")
+
+    with pytest.raises(RunError, match=r"another process is working on .*checkpoints"):
+        train(fast(**RESUMED), conversations, str(tiny), out, stage="sft", say=say_nothing)
+
+    lock.release()
 
 
 def test_a_model_without_template_takes_one_and_keeps_it(conversations: Path, tmp_path: Path):
@@ -477,6 +492,15 @@ def test_a_model_that_is_none_is_said(adapted: Trained, conversations: Path, tmp
 def test_a_launch_that_is_unknown_is_said(tmp_path: Path):
     with pytest.raises(ConfigError, match="no launch configuration 'zero9'; did you mean 'zero2'"):
         find_launch("zero9")
+
+
+def test_sharding_without_a_gpu_is_refused_rather_than_left_out():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match="--launch fsdp shares a model out over GPUs, and there is none"):
+        find_launch("fsdp")
 
 
 def test_zero2_needs_deepspeed():
