@@ -386,7 +386,7 @@ def _choose_model(model: str, names: Sequence[str], path: Path) -> str:
         return model
     shown = ", ".join(map(repr, names[:10]))
     said = f"has no model {model!r}" if model else f"has {len(names)} models"
-    raise ConfigError(f"{str(path)!r} {said}; name one with --model: {shown}")
+    raise ConfigError(f"{str(path)!r} {said}; name one of {shown} with --model")
 
 
 def _tell_rank(name: str, rates: WinRate, leaderboard: Path) -> str:
