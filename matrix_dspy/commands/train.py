@@ -143,7 +143,7 @@ def tiny_model(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights.")] = 0,
 ) -> None:
-    """Make a chat model of 200,000 random parameters, to try the whole way on any machine; it knows nothing."""
+    """Make a chat model of 140,000 random parameters, to try the whole way on any machine; it knows nothing."""
     from matrix_dspy.errors import RunError
     from matrix_dspy.training.tiny import build_tiny_model
     from matrix_dspy.training.tuning import check_extra

@@ -1,4 +1,4 @@
-"""A chat model of 200,000 random parameters: real weights on disk, a trained tokenizer, nothing it says means anything.
+"""A chat model of 140,000 random parameters: real weights on disk, a trained tokenizer, nothing it says means anything.
 
     python cli.py train tiny-model DIR
 
