@@ -406,8 +406,8 @@ def _write(ablation: Ablation, config: AblationConfig, model: str) -> None:
 
 
 def _list_values(cell: Cell, others: Sequence[str]) -> list[str]:
-    difference = "" if cell.difference is None else f"{cell.difference:+.2f}"
-    between = "" if cell.difference_low is None else f"{cell.difference_low:+.2f} to {cell.difference_high:+.2f}"
+    difference, low, high = map(_sign, (cell.difference, cell.difference_low, cell.difference_high))
+    between = f"{low} to {high}" if low else ""
     shown = [f"{cell.others[name]:.2f}" if name in cell.others else "" for name in others]
     return [
         cell.variant,
@@ -424,7 +424,13 @@ def _say_cell(cell: Cell) -> str:
     words = f"{cell.value:7.2f} [{cell.low:.2f}, {cell.high:.2f}]"
     if cell.difference is None:
         return f"{words}  n = {cell.n_questions:,}"
-    return f"{words}  {cell.difference:+.2f} [{cell.difference_low:+.2f}, {cell.difference_high:+.2f}] from the first"
+    difference, low, high = map(_sign, (cell.difference, cell.difference_low, cell.difference_high))
+    return f"{words}  {difference} [{low}, {high}] from the first"
+
+
+def _sign(value: float | None) -> str:
+    """Return a difference with its sign; what rounds to nothing has none below it."""
+    return "" if value is None else f"{round(value, 2) + 0.0:+.2f}"
 
 
 def _name_measure(config: AblationConfig, place: int) -> str:

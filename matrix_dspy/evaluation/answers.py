@@ -44,12 +44,13 @@ class Subject:
             ConfigError: it is neither, or a folder without a model.
         """
         given, _, rest = text.partition("=")
-        is_named = bool(rest) and bool(given) and not set(given) & set("/:?#") and not Path(text).exists()
+        is_named = bool(rest) and bool(given) and not set(given) & set("/:?#") and not _look_at(Path(text))
         name, target = (given, rest) if is_named else ("", text)
         path = Path(target).expanduser()
-        if path.is_file():
+        found = _look_at(path)
+        if found == "file":
             return cls(name or path.stem, path=path, label=name or path.stem)
-        if path.is_dir():
+        if found == "folder":
             label = f"{name or path.resolve().name}-{hash_model(path)[:12]}"
             if not is_adapter(path) and not ((path / "config.json").is_file() and has_weights(path)):
                 raise ConfigError(f"no model in the folder {target!r}; it has no config.json, or no weights beside it")
@@ -207,8 +208,8 @@ def read_answers(path: Path, questions: Sequence[Question], name: str) -> Answer
             raise TableError(f"{str(path)!r} holds no answers; give a file that does")
         if n_known:
             raise TableError(
-                f"{str(path)!r} names {n_known} of the questions and answers none; rows need a text under turns, "
-                "output, response, answer, completion, solution, choices or messages"
+                f"{str(path)!r} answers none of the questions; it names {n_known} of them, without a text under "
+                "turns, output, response, answer, completion, solution, choices or messages"
             )
         raise TableError(f"{str(path)!r} answers none of the questions; rows need their id or their exact text")
     missing = {q.question_id: "no answer in the file" for q in questions if q.question_id not in by_id}
@@ -253,6 +254,14 @@ def hash_model(folder: Path) -> str:
                 file.seek(-_SAMPLED_BYTES, 2)
             digest.update(file.read(_SAMPLED_BYTES))
     return digest.hexdigest()
+
+
+def _look_at(path: Path) -> str:
+    """Return what is at a path: `file`, `folder`, or nothing."""
+    try:
+        return "file" if path.is_file() else "folder" if path.is_dir() else ""
+    except OSError:  # a name too long for a file's
+        return ""
 
 
 def _list_samples(row: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -176,6 +176,11 @@ async def run_code(
         )
     asked = [replace(problem.question, turns=(problem.ask,)) for problem in problems]
     answers = await gather_answers(model, asked, folder, options, sampling=sampling, n=samples)
+    fewest, least = min(((len(found), name) for name, found in answers.by_id.items()), default=(ks[-1], ""))
+    if fewest < ks[-1]:
+        raise ConfigError(
+            f"pass@{ks[-1]} cannot be told: the problem {least!r} has {fewest} answers; give {ks[-1]}, or a smaller k"
+        )
     verdicts = await judge_answers(problems, answers, folder, limits, n_at_once, is_quiet=options.is_quiet)
     evaluation = _sum_up(model, questions, problems, answers, verdicts, ks, options, sampling, limits)
     _write_logs(problems, questions, answers, verdicts, folder)

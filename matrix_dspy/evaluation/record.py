@@ -117,15 +117,19 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Read an evaluation back.
 
     Raises:
-        RunError: there is none in the folder.
+        RunError: there is none in the folder, or what is called so is something else.
     """
     path = folder / RECORD
     if not path.is_file():
         raise RunError(f"no evaluation in {str(folder)!r}; evaluate first")
     with boundary(RunError, f"read {str(path)!r}"):
         values = orjson.loads(path.read_bytes())
-        values.pop("version", None)
-        return Evaluation(**values | {"figures": [Figure(**figure) for figure in values["figures"]]})
+        try:
+            kept: dict[str, Any] = {name: value for name, value in values.items() if name != "version"}
+            kept["figures"] = [Figure(**figure) for figure in values["figures"]]
+            return Evaluation(**kept)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise RunError(f"{str(path)!r} is no evaluation of this program; give another folder with --out") from error
 
 
 def check_folder(folder: Path, kind: str, models: Mapping[str, str] | None = None, questions: str = "") -> None:
