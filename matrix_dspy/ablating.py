@@ -25,12 +25,14 @@ from matrix_dspy.errors import ConfigError, LimitError, RunError, boundary
 from matrix_dspy.evaluation.answers import Subject
 from matrix_dspy.evaluation.asking import AskOptions
 from matrix_dspy.evaluation.questions import read_questions
-from matrix_dspy.evaluation.record import Evaluation, escape_markdown
+from matrix_dspy.evaluation.record import Evaluation, Figure, escape_markdown
 from matrix_dspy.text import drop_controls
 from matrix_dspy.training.tuning import read_trained
 
 ABLATIONS = RECIPES / "ablations"
 N_BOOTSTRAP = 2000
+FEW_SEEDS, FEW_QUESTIONS = 5, 30
+"""Below these numbers redrawing knows too little of the spread, which is then said."""
 MeasureKind = Literal["winrate", "arena", "ratings", "safety", "code", "math", "ifeval"]
 JUDGED: frozenset[MeasureKind] = frozenset({"winrate", "arena", "ratings", "safety"})
 
@@ -204,7 +206,8 @@ async def run_ablation(
                     found[variant.name, seed, place] = evaluation = await work
                     for line in evaluation.lines()[1:]:
                         say(line)
-        ablation = Ablation(out, tuple(_tabulate(config, found, rows)), tuple(_list_notes(config, found, rows)))
+        cells = _tabulate(config, found, rows)
+        ablation = Ablation(out, tuple(cells), (*_list_notes(config, found, rows), *list_cautions(cells)))
         _write(ablation, config, model)
         return ablation
     finally:
@@ -232,6 +235,7 @@ def draw_means(
 
 
 def plan_variant(config: AblationConfig, variant: Variant, model: str, out: Path, seed: int) -> ChainPlan:
+    """Return the chain of a variant and a seed: what is the same for all, then what is its own."""
     place = out / variant.name / f"seed-{seed}"
     changes: dict[str, Any] = {**config.data, **variant.data, "n": config.n, "seed": seed}
     if changes.get("selection.on") and "lm.rejected" not in changes:
@@ -326,14 +330,17 @@ def _build_cell(
 ) -> Cell:
     """Return a cell but for its difference and rows; `table` is (n_seeds, n_questions), `drawn` (n_bootstrap,)."""
     main = evaluations[0].main
-    others = [each for each in evaluations[0].figures if not each.group and each.name != main.name]
+    # a mean of standard errors is none: the interval beside the value has the place of it
+    others = [
+        each for each in evaluations[0].figures if not each.group and each.name not in (main.name, "standard error")
+    ]
     low, high = np.percentile(drawn, [2.5, 97.5])
     ends = (None, None) if drawn_first is None else map(float, np.percentile(drawn - drawn_first, [2.5, 97.5]))
     difference_low, difference_high = ends
     return Cell(
         variant=variant,
         measure=measure,
-        figure=f"{main.name} ({main.unit})" if main.unit else main.name,
+        figure=_head(main),
         value=float(table.mean()),
         low=float(low),
         high=float(high),
@@ -343,8 +350,12 @@ def _build_cell(
         by_seed=tuple(float(mean) for mean in table.mean(axis=1)),
         n_questions=table.shape[1],
         n_rows=0,
-        others={each.name: mean for each in others if (mean := _mean(evaluations, each.name)) is not None},
+        others={_head(each): mean for each in others if (mean := _mean(evaluations, each.name)) is not None},
     )
+
+
+def _head(figure: Figure) -> str:
+    return f"{figure.name} ({figure.unit})" if figure.unit else figure.name
 
 
 def _mean(evaluations: Sequence[Evaluation], name: str) -> float | None:
@@ -373,6 +384,20 @@ def _list_notes(
     return list(dict.fromkeys(notes))
 
 
+def list_cautions(cells: Sequence[Cell]) -> list[str]:
+    """Return what intervals do not tell: they come out too narrow from few seeds, few questions or equal scores."""
+    cautions = []
+    if 1 < (n_seeds := len(cells[0].by_seed)) < FEW_SEEDS:
+        cautions.append(f"{n_seeds} seeds only: intervals hold little of how far trainings differ by chance")
+    for measure in dict.fromkeys(cell.measure for cell in cells):
+        of = [cell for cell in cells if cell.measure == measure]
+        if of[0].n_questions < FEW_QUESTIONS:
+            cautions.append(f"{measure}: {of[0].n_questions:,} questions only, so its intervals are too narrow")
+        if flat := [cell.variant for cell in of if cell.low == cell.high]:
+            cautions.append(f"{measure}: every question scored the same for {', '.join(flat)}, hence no interval")
+    return cautions
+
+
 def _claim(config: AblationConfig, model: str, out: Path) -> None:
     """Write down what the folder is for, or refuse it where it is for something else; seeds may be added."""
     path = out / "settings.json"
@@ -395,7 +420,8 @@ def _write(ablation: Ablation, config: AblationConfig, model: str) -> None:
         cells = [cell for cell in ablation.cells if cell.measure == measure]
         others = list(cells[0].others)
         lines += [f"## {escape_markdown(measure)}", ""]
-        heads = ["variant", "rows", cells[0].figure, "95 % interval", "from the first", "95 % interval", *others]
+        heads = ["variant", "rows", "questions", cells[0].figure, "95 % interval", "from the first", "95 % interval"]
+        heads += others
         lines += ["| " + " | ".join(map(escape_markdown, heads)) + " |", "|" + "---|" * len(heads)]
         lines += ["| " + " | ".join(map(escape_markdown, _list_values(cell, others))) + " |" for cell in cells]
         lines.append("")
@@ -412,6 +438,7 @@ def _list_values(cell: Cell, others: Sequence[str]) -> list[str]:
     return [
         cell.variant,
         f"{cell.n_rows:,}",
+        f"{cell.n_questions:,}",
         f"{cell.value:.2f}",
         f"{cell.low:.2f} to {cell.high:.2f}",
         difference,

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matrix_dspy.ablating import AblationConfig, draw_means, list_ablations, load_ablation, plan_variant, share_stages
+from matrix_dspy.ablating import (
+    AblationConfig,
+    Cell,
+    draw_means,
+    list_ablations,
+    list_cautions,
+    load_ablation,
+    plan_variant,
+    share_stages,
+)
 from matrix_dspy.errors import ConfigError
 from tests.conftest import run_cli
 from tests.tiny_model import build_tiny_model
@@ -114,6 +123,35 @@ def test_drawn_means_stay_within_the_scores(n_seeds, n_questions, seed):
     assert np.allclose(drawn.sum(axis=1), 1)
 
 
+def build_cell(measure: str, n_seeds: int, n_questions: int, low: float, high: float) -> Cell:
+    by_seed = (50.0,) * n_seeds
+    return Cell("one", measure, "win rate (%)", 50.0, low, high, None, None, None, by_seed, n_questions, n_rows=8)
+
+
+def test_intervals_that_know_too_little_are_said():
+    few, many = build_cell("winrate", 2, 5, 50.0, 50.0), build_cell("ifeval", 2, 300, 40.0, 60.0)
+
+    assert list_cautions([few, many]) == [
+        "2 seeds only: intervals hold little of how far trainings differ by chance",
+        "winrate: 5 questions only, so its intervals are too narrow",
+        "winrate: every question scored the same for one, hence no interval",
+    ]
+    assert list_cautions([build_cell("ifeval", 5, 30, 40.0, 60.0)]) == []
+
+
+def test_seeds_and_questions_are_both_redrawn():
+    by_seed = np.array([[0.0] * 40, [100.0] * 40])
+    by_question = np.array([[0.0, 100.0] * 20] * 2)
+
+    _, seeds_differ = draw_means([by_seed], seed=0)
+    _, questions_differ = draw_means([by_question], seed=0)
+
+    # two seeds that disagree: a quarter of the draws holds the one twice, a quarter the other
+    assert set(np.unique(seeds_differ.round(6))) == {0.0, 50.0, 100.0}
+    assert np.mean(seeds_differ == 0) == pytest.approx(0.25, abs=0.05)
+    assert questions_differ.std() == pytest.approx(50 / 40**0.5, rel=0.1)
+
+
 def test_an_ablation_needs_two_variants():
     with pytest.raises(ValueError, match="at least 2"):
         AblationConfig.model_validate({"variants": VARIANTS[:1]})
@@ -155,7 +193,9 @@ def test_an_ablation_makes_tunes_and_measures_every_variant(ablation):
     assert all(0 <= cell["low"] <= cell["value"] <= cell["high"] <= 100 for cell in table["cells"])
     assert table["cells"][0]["difference"] is None and table["cells"][1]["difference_low"] is not None
     assert "this shows that the plumbing holds, and nothing else" in said
-    assert "one seed only" in (out / "README.md").read_text()
+    page = (out / "README.md").read_text()
+    assert "one seed only" in page and "winrate: 4 questions only, so its intervals are too narrow" in page
+    assert "| questions |" in page and "standard error" not in page and "| wins (%) |" in page
 
 
 def test_the_variants_differ_in_data_and_so_in_model(ablation):

@@ -193,7 +193,7 @@ def test_a_table_from_another_run_is_noticed(finished_run: Path, tmp_path: Path)
 def test_programs_are_listed_and_shown() -> None:
     listed, shown = run_cli("programs"), run_cli("programs", "instruction_writer")
 
-    assert len(listed.stdout.splitlines()) == 21
+    assert len(listed.stdout.splitlines()) == 24
     assert "input requirement: str" in shown.stdout
     assert "Write the message this person" in shown.stdout
 

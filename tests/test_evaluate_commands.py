@@ -164,6 +164,7 @@ def test_code_runs_evalplus_samples_and_writes_them_back(tmp_path: Path):
     assert [row["task_id"] for row in written] == [row["task_id"] for row in samples]
     assert "evalplus.evaluate --dataset mbpp" in (tmp_path / "out" / "README.md").read_text("utf-8")
     refuse(evaluate(*command, "--k", "3", "--out", tmp_path / "more"), "pass@3", "has 1 answers")
+    assert not (tmp_path / "more" / "ran.jsonl").exists()
     refuse(evaluate("code", "rehearsal", *command[2:], "--k", "3", "--out", tmp_path / "more"), "--samples 3")
 
 
@@ -215,14 +216,16 @@ def test_lc_reads_one_file_of_several_models_and_fits_difficulty_from_five(tmp_p
 
     alone, figures = succeed("lc", tmp_path / "of1.json", out=tmp_path / "one")
     few, _ = succeed("lc", tmp_path / "of3.json", "--model", "m1", out=tmp_path / "three")
-    many, _ = succeed("lc", tmp_path / "of6.json", "--model", "m1", out=tmp_path / "six")
+    many, _ = succeed(
+        "lc", tmp_path / "of3.json", "--model", "m1", "--others", tmp_path / "of6.json", out=tmp_path / "six"
+    )
 
     assert figures["win rate"] == 100 * sum(row["preference"] - 1 for row in annotate(0)) / 40
     assert any("of which there are 1" in line for line in alone) and any("of which there are 3" in line for line in few)
-    assert not any("difficulty" in line for line in many)
+    assert "note: the difficulty of the questions is fitted on 6 annotated models" in many
     assert _read(tmp_path / "six" / "evaluation.json")["settings"]["difficulty"] == "fitted"
     assert read_rows(tmp_path / "six")[0]["instruction"] == "Ask 0"
-    refuse(run_cli("evaluate", "lc", tmp_path / "of3.json"), "has 3 models", "--model")
+    refuse(run_cli("evaluate", "lc", tmp_path / "of3.json", "--out", tmp_path / "few"), "has 3 models", "--model")
 
 
 def test_what_the_user_gets_wrong_is_one_sentence_and_writes_nothing(files: Path):
@@ -262,6 +265,7 @@ def test_what_the_user_gets_wrong_is_one_sentence_and_writes_nothing(files: Path
         out = files / "out"
         refuse(evaluate("winrate", model, reference, "--prompts", prompts, "--judge-lm", judge, "--out", out), *words)
         assert not (out / "evaluation.json").exists()
+    assert not (files / "out" / "answers" / "rehearsal.jsonl").exists()
     unknown = put("unknown.jsonl", '{"prompt": "a", "instruction_id_list": ["no:such"], "kwargs": [{}]}\n')
     refuse(evaluate("ifeval", "rehearsal", "--prompts", unknown, "--out", files / "out"), "'no:such'")
 

@@ -144,10 +144,6 @@ def run_pyright(cwd: Path) -> list[str]:
     return [f"{Path(entry['file']).relative_to(cwd.resolve())}: {entry['message']}" for entry in found]
 
 
-def test_types_hold_everywhere():
-    assert run_pyright(ROOT) == []
-
-
 def test_a_wrong_type_in_programs_is_seen(tmp_path: Path):
     for name in ("pyproject.toml", "programs"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy

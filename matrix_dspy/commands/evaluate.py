@@ -66,7 +66,7 @@ DifficultyOption = Annotated[
 ]
 AnnotationsOption = Annotated[
     list[Path] | None,
-    typer.Option("--annotations", help="Annotations of other models, to fit difficulty. Repeatable."),
+    typer.Option("--others", "--annotations", help="Annotations of other models, to fit difficulty. Repeatable."),
 ]
 
 

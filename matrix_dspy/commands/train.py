@@ -116,6 +116,7 @@ def recipe(
     from matrix_dspy.chaining import ChainPlan, run_chain
 
     set_up_log("plain")
+    _check_processes(launch, processes)
     changes = {"n": n, "lm.main": lm, "lm.judge": judge_lm, "lm.rejected": rejected_lm, "synthesis.need": need}
     plan = ChainPlan.of(
         name,
@@ -178,6 +179,7 @@ def _train(
     from matrix_dspy.training.tuning import count_devices, launch, train
 
     set_up_log("plain")
+    _check_processes(how, processes)
     changes = {key: value for key, value in given.items() if value is not None}
     config = load_training(preset, changes | dict(parse_setting(text) for text in settings or []))
     if dry_run:
@@ -198,6 +200,13 @@ def _train(
     for line in trained.lines:
         typer.echo(line)
     typer.echo(f"next:     {_suggest_evaluation(folder, model)}")
+
+
+def _check_processes(how: str | None, processes: int | None) -> None:
+    from matrix_dspy.errors import ConfigError
+
+    if how is None and processes is not None:
+        raise ConfigError(f"--processes {processes} says nothing without --launch; add --launch ddp, zero2 or fsdp")
 
 
 def _suggest_evaluation(tuned: Path, model: str) -> str:

@@ -343,7 +343,7 @@ def _look_up(row: Mapping[str, Any], column: str) -> Any:
 
 
 def _read_bytes(path: Path) -> bytes:
-    with boundary(TableError, f"read the benchmark {str(path)!r}"):
+    with boundary(TableError, f"read {str(path)!r}"):
         data = path.read_bytes()
         try:
             return gzip.decompress(data) if path.name.lower().endswith(".gz") else data
@@ -355,7 +355,7 @@ def _read_text(path: Path) -> str:
     try:
         return _read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise TableError(f"the benchmark {str(path)!r} is not UTF-8 text; convert it, or take it out") from error
+        raise TableError(f"{str(path)!r} is not UTF-8 text; convert it, or take it out") from error
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -392,7 +392,7 @@ def _to_rows(path: Path, kind: str, read: Callable[[], pl.DataFrame]) -> list[di
         return read().to_dicts()
     except Exception as error:  # Polars raises its own and whatever the decoders below it raise
         why = one_line(str(error).split("\n")[0])
-        raise TableError(f"the benchmark {str(path)!r} is not {kind} ({why}); mend it, or take the file out") from error
+        raise TableError(f"{str(path)!r} is not {kind} ({why}); mend it, or take the file out") from error
 
 
 def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -431,4 +431,4 @@ def _parse_json(text: str, path: Path, place: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TableError(f"{place}the benchmark {str(path)!r} is not JSON; mend it, or take the file out") from error
+        raise TableError(f"{place}{str(path)!r} is not JSON; mend it, or take the file out") from error

@@ -10,7 +10,7 @@ from matrix_dspy.curation.benchmarks import read_rows
 from matrix_dspy.errors import TableError
 from matrix_dspy.text import replace_surrogates
 
-_IDS = ("question_id", "task_id", "key", "uid", "doc_id", "id")
+_IDS = ("question_id", "task_id", "key", "uid", "doc_id", "id", "example_id")
 _TEXTS = ("turns", "messages", "prompt", "instruction", "question", "input", "text")
 _REFERENCES = ("reference", "references", "answer", "reference_answer")
 _CATEGORIES = ("category", "cluster", "dataset", "subject", "type")

@@ -330,6 +330,8 @@ def _tell_of_control(rates: WinRate, n_models: int) -> list[str]:
             "the length-controlled win rate leaves the difficulty of the questions out: none was given, and to fit it "
             f"takes {LEAST_MODELS} annotated models, of which there are {n_models}"
         )
+    if rates.difficulty == "fitted":
+        notes.append(f"the difficulty of the questions is fitted on {n_models} annotated models")
     if rates.is_extrapolated:
         notes.append("one side's answers are always the longer ones: the length-controlled win rate is extrapolated")
     return notes

@@ -4,12 +4,17 @@ In: messages. Out: token ids and, for each assistant turn, where its tokens begi
 included. A template with `{% generation %}` says where its turns are. One without is rendered from turn to turn: where
 each rendering begins with the one before it (the prefix law), the turns are what was added. For known templates that
 break the law (they drop the thinking of earlier turns, say) TRL has training versions, which are used in their place.
+
+Some tokenizers write the end of a prompt in other tokens once an answer follows: two line ends are one token at the end
+of a text and two before a word, for those that cut as GPT-2 does. A model trained on those tokens would never have seen
+the prompt that it answers later. There the text is cut at the start of each answer before it is tokenized.
 """
 
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +83,16 @@ class ChatEncoder:
         self._has_markers = bool(_MARKERS.search(self._template))
         self.way = "generation markers" if self._has_markers else "prefixes"
         fault = self._try_probe()
-        if fault and not self._has_markers:
-            fault = self._take_known_template() or self._try_probe()
+        if (fault or self._end_of_turn is None) and not self._has_markers:
+            before = self._template, self._has_markers, self.way
+            unknown = self._take_known_template()
+            if not unknown and not (unknown := self._try_probe()):
+                fault = ""
+            elif not fault:  # it has no version with ends of turns: the template itself does
+                self._template, self._has_markers, self.way = before
+                fault = self._try_probe()
+            else:
+                fault = unknown
         if fault:
             raise ConfigError(
                 f"the chat template of {model!r} does not tell which tokens are the assistant's ({fault}); mark them "
@@ -95,9 +108,10 @@ class ChatEncoder:
     def encode(self, conversations: Sequence[Turns]) -> list[Encoded | Unfit]:
         """Encode conversations, in their order."""
         rendered = [self._render_or_say(turns) for turns in conversations]
-        texts = [each[0] for each in rendered if not isinstance(each, Unfit)]
-        tokens = self._tokenize(texts)
-        return [each if isinstance(each, Unfit) else _place(*next(tokens), each[1]) for each in rendered]
+        cut = [_cut(text, spans) if self._is_cut else [text] for text, spans in _skip_unfit(rendered)]
+        tokens = self._tokenize([piece for pieces in cut for piece in pieces])
+        joined = (_join([next(tokens) for _ in pieces], pieces) for pieces in cut)
+        return [each if isinstance(each, Unfit) else _place(*next(joined), each[1]) for each in rendered]
 
     def encode_prompt(self, turns: Turns) -> list[int]:
         """Return the tokens that an answer to `turns` is generated from."""
@@ -119,7 +133,10 @@ class ChatEncoder:
 
     def _find_spans(self, turns: Turns) -> tuple[str, list[tuple[int, int]]]:
         if self._has_markers:
-            return self._render(turns)
+            text, spans = self._render(turns)
+            # a template may mark the end of the whole conversation as a turn of its own
+            spans = [(start, end) for start, end in spans if self._added.sub("", text[start:end]).strip()]
+            return text, [(start + self._count_header(text[start:end]), end) for start, end in spans]
         text, _ = self._render(turns)
         spans = []
         for number, turn in enumerate(turns):
@@ -146,6 +163,10 @@ class ChatEncoder:
         texts, spans = rendered
         return texts[0], [(start, end) for start, end in spans[0]] if spans else []
 
+    def _count_header(self, turn: str) -> int:
+        """Return how many characters of a marked turn stand in the prompt already, such as the token of its role."""
+        return len(self._header) if turn.startswith(self._header) else 0
+
     def _shape_span(self, text: str, start: int, end: int) -> tuple[int, int]:
         """Make a span end with the token that ends the turn: neither before it nor with white space behind it."""
         found = [match.end() for match in self._added.finditer(text, start, end)]
@@ -169,7 +190,10 @@ class ChatEncoder:
         self._added = _any_of([*added, self.tokenizer.eos_token or ""])
         self._forbidden = _any_of([])
         self._end_of_turn: int | None = None
-        self._end_left_out = ""
+        self._end_left_out = self._header = ""
+        self._is_cut = False
+        if self._has_markers:
+            self._header = self._find_header()
         probe = self._render_or_say(_PROBE)
         if isinstance(probe, Unfit):
             return probe.detail
@@ -184,7 +208,23 @@ class ChatEncoder:
         last = ids[placed.turns[0][1] - 1]
         is_own = last in self.tokenizer.added_tokens_decoder or last == self.tokenizer.eos_token_id
         self._end_of_turn = last if is_own else None
+        self._is_cut = self._is_prompt_changed(probe[0], probe[1][0][0], ids)
         return ""
+
+    def _find_header(self) -> str:
+        """Return what a prompt ends with so that an answer follows; nothing where it does not begin with a token."""
+        try:
+            (plain, _), (asking, _) = self._render(_PROBE[:1]), self._render(_PROBE[:1], is_prompt=True)
+        except Exception:  # a template that does not take it is said when the probe is rendered
+            return ""
+        # thinking that the prompt opens is the answer's all the same
+        header = asking[len(plain) :].partition(_THINKING[0])[0] if asking.startswith(plain) else ""
+        return header if self._added.match(header) else ""
+
+    def _is_prompt_changed(self, text: str, start: int, ids: list[int]) -> bool:
+        """Whether a prompt is in other tokens alone than before its answer, and cutting there keeps the text."""
+        (before, _), (after, _) = self._tokenize([text[:start], text[start:]])
+        return ids[: len(before)] != before and self.tokenizer.decode(before + after) == self.tokenizer.decode(ids)
 
     def _take_known_template(self) -> str:
         """Take TRL's training version of a known template; return why there is none."""
@@ -301,6 +341,32 @@ def _check_spans(text: str, spans: list[tuple[int, int]], turns: Turns) -> Unfit
         if _squeeze(answer.rpartition(_THINKING[1])[2]) not in shown:
             return Unfit("template", "the chat template drops text of an answer")
     return None
+
+
+def _skip_unfit(
+    rendered: Iterable[tuple[str, list[tuple[int, int]]] | Unfit],
+) -> list[tuple[str, list[tuple[int, int]]]]:
+    return [each for each in rendered if not isinstance(each, Unfit)]
+
+
+def _cut(text: str, spans: list[tuple[int, int]]) -> list[str]:
+    """Cut a text where each span begins."""
+    cuts = [0, *(start for start, _ in spans), len(text)]
+    return [text[first:end] for first, end in pairwise(cuts) if first < end]
+
+
+def _join(
+    tokens: list[tuple[list[int], list[tuple[int, int]]]], pieces: list[str]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Put the tokens of a text's pieces together, with their places in the whole."""
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    place = 0
+    for (piece_ids, piece_offsets), piece in zip(tokens, pieces, strict=True):
+        ids += piece_ids
+        offsets += [(first + place, end + place) for first, end in piece_offsets]
+        place += len(piece)
+    return ids, offsets
 
 
 def _squeeze(text: str) -> str:

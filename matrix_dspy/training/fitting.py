@@ -443,7 +443,7 @@ def _advise_memory(config: TrainingConfig, prepared: Prepared) -> str:
         advice.append(f"set batch=1 and accumulation={double}, which is the same to the model")
     if not config.gradient_checkpointing:
         advice.append("set gradient_checkpointing=true")
-    if prepared.limit > 512:
+    if min(prepared.limit, prepared.longest) > 512:
         advice.append(f"lower max_length (the longest row has {prepared.longest:,} tokens)")
     if config.method == "full":
         advice.append("use the preset lora, or spread it over GPUs with --launch zero2 or fsdp")
@@ -457,6 +457,8 @@ def _describe_divergence(error: DivergedError, config: TrainingConfig, stage: St
     found = find_checkpoints(out)
     kept = f"the last good checkpoint is {str(found[-1][1])!r}" if found else "no checkpoint was saved before it"
     advice = [f"lower {stage}.learning_rate = {config.learning_rate(stage):g}"]
+    if error.step == 1 and error.what == "loss":  # nothing has been learnt yet
+        advice = ["look whether the weights of the model are whole"]
     if config.precision != "fp32" and has_gpu():
         advice.append("set precision=fp32")
     return (

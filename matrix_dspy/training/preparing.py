@@ -124,7 +124,14 @@ def read_source(path: Path, stage: Stage) -> tuple[Dataset, Source]:
     if is_run and len(files) > 1:
         names = ", ".join(file.stem for file in files)
         raise ConfigError(f"{str(path)!r} holds several data sets ({names}); give one of its files under dataset/")
-    dataset = read_dataset(path)
+    try:
+        dataset = read_dataset(path)
+    except TableError as error:
+        words, advice, _ = str(error).partition("; say which is which")
+        if not advice:
+            raise
+        advice = "write it in TRL's columns with export --column prompt=... --column response=... first"
+        raise TableError(f"{words}; {advice}") from error
     kind = next(iter(files)).stem if is_run else dataset.layout.name
     wanted = "conversation" if stage == "sft" else "pair"
     if dataset.shape != wanted:

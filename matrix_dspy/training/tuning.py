@@ -21,6 +21,7 @@ import orjson
 
 from matrix_dspy import errors
 from matrix_dspy.bulk.folder import take_lock
+from matrix_dspy.bulk.tables import remove_leftovers
 from matrix_dspy.config import RECIPES
 from matrix_dspy.errors import ConfigError, MatrixError, MissingExtraError, RunError, boundary, did_you_mean
 from matrix_dspy.training.folder import (
@@ -78,7 +79,8 @@ class Trained:
             lines.append(f"chosen:   preferred in {accuracies} of the pairs of a step")
         if held_out := self.result["held_out_last"]:
             lines.append(f"held out: loss {held_out['eval_loss']:.4f}")
-        lines.append(f"speed:    {self.result['tokens_per_s']:,.0f} tokens/s on {self.result['hardware']}")
+        if self.result["tokens_per_s"]:
+            lines.append(f"speed:    {self.result['tokens_per_s']:,.0f} tokens/s on {self.result['hardware']}")
         if prepared.source.is_rehearsed:
             lines.append("note:     rehearsed data: proof of plumbing only")
         lines.append(f"model:    {self.path} (card: {self.path / 'README.md'})")
@@ -231,6 +233,7 @@ def _hold(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
     lock = take_lock(out)
     try:
+        remove_leftovers(out)
         yield
     finally:
         lock.release()
@@ -315,7 +318,8 @@ def _load_encoder(config: TrainingConfig, model: str, template: str) -> tuple[An
     if template:
         tokenizer.chat_template = template
     encoder = ChatEncoder(tokenizer, model)
-    return encoder, set_pad_token(tokenizer, config.pad_token, model, encoder.end_of_turn)
+    # its sentence goes into the card, which names no folders
+    return encoder, set_pad_token(tokenizer, config.pad_token, Path(model).name, encoder.end_of_turn)
 
 
 def _hash_text(text: str) -> str:

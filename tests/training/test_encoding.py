@@ -83,7 +83,7 @@ def test_a_template_with_and_without_marks_gives_the_same_labels(said: list[tupl
 
 def test_the_tokens_are_those_of_apply_chat_template():
     encoder = ENCODERS["marks"]
-    turns = chat(("Is it so?", "It is."), ("Ärger — ok?", "Ja, 日本 🙂"), system="Be brief.")
+    turns = chat(("Is it so?", "It is."), ("Ärger — ok?", "Ja, 日本 \N{SLIGHTLY SMILING FACE}"), system="Be brief.")
 
     found = encode(encoder, turns)
 
