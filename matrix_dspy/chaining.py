@@ -7,8 +7,12 @@ The rejected side of a pair comes from the SFT model of the stage before, served
 step is resumable, so the whole is: the same command goes on.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -155,23 +159,53 @@ async def make_data(plan: ChainPlan, place: int, *, is_quiet: bool = False) -> p
 
 
 def tune(plan: ChainPlan, place: int, say: Say) -> Path:
-    """Tune the model of stage `place` on its data, in a process of its own: a GPU's memory is free again after it."""
+    """Tune the model of stage `place` on its data, in a process of its own: a GPU's memory is free again after it.
+
+    Raises:
+        KeyboardInterrupt: it was asked to stop, and has saved the step at hand.
+    """
     from matrix_dspy.training.tuning import count_devices, launch
 
     link, folder = plan.links[place], plan.model_folder(plan.links[place])
     told = (link.training, plan.source(link), plan.model_before(place), folder)
-    if plan.launch is not None:
-        n_processes = plan.processes or count_devices()
-        trained = launch(*told, stage=link.stage, how=plan.launch, n_processes=n_processes, say=say)
-    else:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            trained = process.submit(_train_apart, *told, link.stage).result()
+    with _interruptible():
+        if plan.launch is not None:
+            n_processes = plan.processes or count_devices()
+            trained = launch(*told, stage=link.stage, how=plan.launch, n_processes=n_processes, say=say)
+        else:
+            trained = _train_apart(*told, link.stage)
     for line in trained.lines:
         say(line)
     return folder
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C through while training blocks the event loop, which would only look at it afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _train_apart(config: TrainingConfig, source: Path, model: str, out: Path, stage: Stage) -> "Trained":
+    # in a session of its own, so that Ctrl-C reaches this process only and is handed on once
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=os.setsid) as process:
+        pid = process.submit(os.getpid).result()
+        training = process.submit(_train_here, config, source, model, out, stage)
+        try:
+            return training.result()
+        except KeyboardInterrupt:
+            if not training.done():
+                os.kill(pid, signal.SIGTERM)
+            raise
+
+
+def _train_here(config: TrainingConfig, source: Path, model: str, out: Path, stage: Stage) -> "Trained":
     from matrix_dspy.training.tuning import train
 
     return train(config, source, model, out, stage=stage)

@@ -1,6 +1,9 @@
 """A whole recipe: data, SFT, pairs against the SFT model, DPO; with a real tiny model and real training."""
 
 import json
+import shutil
+import signal
+import time
 from pathlib import Path
 
 import polars as pl
@@ -8,7 +11,8 @@ import pytest
 
 from matrix_dspy.chaining import ChainPlan
 from matrix_dspy.errors import ConfigError
-from tests.conftest import run_cli
+from matrix_dspy.training.folder import find_checkpoints
+from tests.conftest import run_cli, start_cli
 from tests.tiny_model import build_tiny_model
 
 CHAIN = "plumbing+plumbing-dpo"
@@ -98,3 +102,25 @@ def test_a_model_that_cannot_be_trained_is_refused_before_data_is_made(tmp_path)
 def test_a_recipe_of_pairs_alone_is_no_chain(tmp_path):
     with pytest.raises(ConfigError, match="begins with pairs"):
         ChainPlan.of("type2-dpo", "rehearsal", tmp_path, {}, (), "paper", {}, ())
+
+
+def test_an_interrupt_stops_the_training_of_a_chain_and_not_what_comes_after(tmp_path, chain):
+    out, command, _ = chain
+    place = tmp_path / "chain"
+    place.mkdir()
+    shutil.copytree(out / "plumbing", place / "plumbing")
+    told = [str(place) if word == str(out) else word for word in command]
+    told = ["epochs=300" if word == "epochs=6" else word for word in told]
+    process = start_cli(*told)
+    metrics = place / "plumbing-model" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= 3):
+        time.sleep(0.02)
+
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 130, errors
+    assert "stops after this step and saves it" in said
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert find_checkpoints(metrics.parent)[-1][0] == steps[-1] < 1000
+    assert not (metrics.parent / "trained.json").exists() and not (place / "plumbing-dpo").exists()

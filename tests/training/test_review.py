@@ -8,6 +8,7 @@ import pytest
 
 from matrix_dspy.errors import RunError, TableError
 from matrix_dspy.training.encoding import ChatEncoder, Encoded, Unfit
+from matrix_dspy.training.folder import find_checkpoints, mark_complete, remove_broken
 from matrix_dspy.training.preparing import read_source
 from matrix_dspy.training.tuning import train
 from matrix_dspy.types import Message
@@ -324,3 +325,31 @@ def test_beta_seed_decay_and_clipping_reach_the_trainer(tiny: Path, pairs: Path,
     assert found["seed"][0]["logps/chosen"] != found["as it is"][0]["logps/chosen"]
     assert abs(last["clipped"]["rewards/margins"]) < 0.1 * plain["rewards/margins"]
     assert abs(last["decay"]["logps/chosen"] - plain["logps/chosen"]) > 1e-3
+
+
+def test_a_checkpoint_that_lost_a_part_of_a_file_is_not_whole(tmp_path: Path):
+    folder = tmp_path / "checkpoints" / "checkpoint-3"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    assert find_checkpoints(tmp_path) == []
+    mark_complete(folder)
+    assert find_checkpoints(tmp_path) == [(3, folder)]
+
+    (folder / "model.safetensors").write_bytes(b"weig")
+
+    assert find_checkpoints(tmp_path) == []
+    assert remove_broken(tmp_path) == ["checkpoint-3"] and not folder.exists()
+
+
+def test_a_merged_model_ends_its_turns_as_the_adapter_was_taught(tmp_path: Path, conversations: Path):
+    from transformers import AutoTokenizer
+
+    model = build_tiny_model(tmp_path / "model")
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps(values | {"eos_token_id": 7}))
+
+    out = train(fast("lora", max_steps=1, n_samples=0), conversations, str(model), tmp_path / "out", stage="sft").path
+
+    end = AutoTokenizer.from_pretrained(out).convert_tokens_to_ids("<|im_end|>")
+    assert sorted(json.loads((out / "generation_config.json").read_text())["eos_token_id"]) == sorted([7, end])
