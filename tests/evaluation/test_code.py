@@ -400,8 +400,9 @@ def test_a_rerun_runs_nothing_again_and_other_limits_do(tmp_path: Path):
 
 
 DRIVER = """
-import asyncio, sys
+import asyncio, signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 from matrix_dspy.evaluation.answers import Subject
 from matrix_dspy.evaluation.asking import AskOptions
 from matrix_dspy.evaluation.code import run_code
