@@ -23,6 +23,7 @@ from matrix_dspy.bulk.progress import Progress
 from matrix_dspy.config import Config, change_config, load_kind, load_recipe, load_stages, parse_setting
 from matrix_dspy.engine.serving import find_spec
 from matrix_dspy.errors import ConfigError
+from matrix_dspy.training.folder import TRAINED
 from matrix_dspy.training.settings import Stage, TrainingConfig, load_training
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ async def run_chain(plan: ChainPlan, say: Say, *, is_quiet: bool = False) -> End
     """
     from matrix_dspy.training.tuning import check_model
 
-    check_model(plan.model, plan.links[0].training)  # before hours of data are made for it
+    if not (plan.model_folder(plan.links[0]) / TRAINED).is_file():
+        check_model(plan.model, plan.links[0].training)  # before hours of data are made for it
     models: list[Path] = []
     data: list[Path] = []
     for place, link in enumerate(plan.links):
@@ -173,7 +175,8 @@ def tune(plan: ChainPlan, place: int, say: Say) -> Path:
             n_processes = plan.processes or count_devices()
             trained = launch(*told, stage=link.stage, how=plan.launch, n_processes=n_processes, say=say)
         else:
-            trained = _train_apart(*told, link.stage)
+            run = _train_here if (folder / TRAINED).is_file() else _train_apart
+            trained = run(*told, link.stage)
     for line in trained.lines:
         say(line)
     return folder

@@ -311,8 +311,9 @@ def _read_json_answer(text: str, outputs: tuple[str, ...]) -> str | None:
         return None
     if not isinstance(found, dict) or any(name not in found for name in outputs):
         return None
-    sections = (
-        f"[[ ## {name} ## ]]\n{value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-        for name, value in ((name, found[name]) for name in outputs)
-    )
+    try:  # what could just be read may nest too deep to be written from where the call now stands
+        values = [found[n] if isinstance(found[n], str) else json.dumps(found[n], ensure_ascii=False) for n in outputs]
+    except RecursionError:
+        return None
+    sections = [f"[[ ## {name} ## ]]\n{value}" for name, value in zip(outputs, values, strict=True)]
     return "\n\n".join(sections)

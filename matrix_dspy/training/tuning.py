@@ -250,8 +250,6 @@ def _start(
     how: str,
 ) -> Trained | None:
     """Fill the folder where it is new, and make sure that it is this training's; return a finished one."""
-    from matrix_dspy.training.fitting import check_alone, check_machine
-
     _check_model(model)
     record = read_record(out)
     found = read_source(Path(source), stage)
@@ -264,6 +262,8 @@ def _start(
     refuse_other(out, record, identity)
     if record is not None and (out / TRAINED).is_file():
         return replace(read_trained(out), was_finished=True)
+    from matrix_dspy.training.fitting import check_alone, check_machine
+
     check_machine(config)
     if not how:
         check_alone()
