@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # for the tokenizer of the tests
 
 BATCH, ACCUMULATION, LENGTH = 4, 2, 512
 LEARNING_RATE = 1e-3
@@ -39,7 +38,7 @@ OPERATIONS = {"sft": 6, "dpo": 8}
 
 def build_small_model(folder: Path) -> None:
     """Write a Llama of 3 million random parameters with a tokenizer of 1,024 tokens."""
-    from tests.tiny_model import build_tiny_model
+    from matrix_dspy.training.tiny import build_tiny_model
 
     build_tiny_model(folder, n_layers=5, hidden=256, heads=8)
 
@@ -49,7 +48,7 @@ def build_large_model(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tests.tiny_model import build_tiny_tokenizer
+    from matrix_dspy.training.tiny import build_tiny_tokenizer
 
     tokenizer = build_tiny_tokenizer(context=GPU_LENGTH)
     config = LlamaConfig(

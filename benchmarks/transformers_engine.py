@@ -91,7 +91,7 @@ def main() -> None:
     asked = parser.parse_args()
     from importlib import import_module
 
-    from tests.tiny_model import build_tiny_model
+    from matrix_dspy.training.tiny import build_tiny_model
 
     torch: Any = import_module("torch")
     torch.set_num_threads(asked.threads)

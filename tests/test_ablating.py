@@ -19,8 +19,8 @@ from matrix_dspy.ablating import (
     share_stages,
 )
 from matrix_dspy.errors import ConfigError
+from matrix_dspy.training.tiny import build_tiny_model
 from tests.conftest import run_cli
-from tests.tiny_model import build_tiny_model
 
 VARIANTS = [{"name": "one"}, {"name": "two"}]
 JUDGED = {"questions": "questions.jsonl", "judge": "rehearsal"}

@@ -12,8 +12,8 @@ import pytest
 from matrix_dspy.chaining import ChainPlan
 from matrix_dspy.errors import ConfigError
 from matrix_dspy.training.folder import find_checkpoints
+from matrix_dspy.training.tiny import build_tiny_model
 from tests.conftest import run_cli, start_cli
-from tests.tiny_model import build_tiny_model
 
 CHAIN = "plumbing+plumbing-dpo"
 SMALL = ("--n", "16", "--set", "population.n_agents=20", "--set", "operation.plots=false")

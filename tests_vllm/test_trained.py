@@ -13,7 +13,7 @@ import pytest
 from matrix_dspy.engine.base import Completion, Request
 from matrix_dspy.engine.serving import find_spec
 from matrix_dspy.engine.spec import build_engine
-from tests.tiny_model import build_tiny_model
+from matrix_dspy.training.tiny import build_tiny_model
 from tests_vllm.asked import answer_all
 from tests_vllm.conftest import Asker, ask_for, build_command, find_port, serving_environment, wait_until_ready
 

@@ -15,7 +15,7 @@ torch: Any = pytest.importorskip("torch", reason="the extra train is not install
 
 from matrix_dspy.engine.decoding import Decoder, Dials, Row, draw_tokens, read_spot, split_rows  # noqa: E402
 from matrix_dspy.engine.transformers import load_model, load_tokenizer  # noqa: E402
-from tests.tiny_model import build_tiny_model  # noqa: E402
+from matrix_dspy.training.tiny import build_tiny_model  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,7 +19,7 @@ from matrix_dspy.engine.base import Completion, Request, Sampling, TransientErro
 from matrix_dspy.engine.spec import build_engine
 from matrix_dspy.engine.transformers import Options, TransformersEngine, load_model, load_tokenizer
 from matrix_dspy.errors import ConfigError, MissingExtraError
-from tests.tiny_model import CHAT_TEMPLATE, build_tiny_model
+from matrix_dspy.training.tiny import CHAT_TEMPLATE, build_tiny_model
 
 torch = pytest.importorskip("torch", reason="the extra train is not installed")
 transformers = pytest.importorskip("transformers", reason="the extra train is not installed")

@@ -15,9 +15,9 @@ from matrix_dspy.errors import ConfigError, TableError
 from matrix_dspy.evaluation.answers import Answers, Subject, gather_answers, make_file_name, read_answers
 from matrix_dspy.evaluation.asking import AskOptions
 from matrix_dspy.evaluation.questions import Question, read_questions
+from matrix_dspy.training.tiny import build_tiny_model
 from tests.conftest import ROOT
 from tests.evaluation.scripted import Said, Scripted, against
-from tests.tiny_model import build_tiny_model
 
 QUIET = AskOptions(is_quiet=True)
 COLD = SamplingConfig(temperature=0.0, max_tokens=64)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_model import build_tiny_model
+from matrix_dspy.training.tiny import build_tiny_model
 from tests.training.material import build_conversations, build_pairs, write_rows
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from matrix_dspy.errors import ConfigError
 from matrix_dspy.training.encoding import ChatEncoder, Encoded, Unfit, read_template, set_pad_token
+from matrix_dspy.training.tiny import CHAT_TEMPLATE, build_tiny_tokenizer
 from matrix_dspy.types import Message
-from tests.tiny_model import CHAT_TEMPLATE, build_tiny_tokenizer
 from tests.training.material import UNMARKED
 
 END_LEFT_OUT = CHAT_TEMPLATE.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")

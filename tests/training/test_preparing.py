@@ -8,8 +8,8 @@ from matrix_dspy.errors import ConfigError, TableError
 from matrix_dspy.training.encoding import ChatEncoder
 from matrix_dspy.training.preparing import Prepared, place_row, prepare, read_rows, read_source
 from matrix_dspy.training.settings import Stage
+from matrix_dspy.training.tiny import build_tiny_tokenizer
 from tests.delivery.runs import write_run
-from tests.tiny_model import build_tiny_tokenizer
 from tests.training.material import build_conversations, build_pairs, fast, read_left_out, turn, write_rows
 
 ENCODER = ChatEncoder(build_tiny_tokenizer(), "tiny")

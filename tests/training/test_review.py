@@ -10,10 +10,10 @@ from matrix_dspy.errors import RunError, TableError
 from matrix_dspy.training.encoding import ChatEncoder, Encoded, Unfit
 from matrix_dspy.training.folder import find_checkpoints, mark_complete, remove_broken
 from matrix_dspy.training.preparing import read_source
+from matrix_dspy.training.tiny import CHAT_TEMPLATE, build_tiny_model, build_tiny_tokenizer
 from matrix_dspy.training.tuning import train
 from matrix_dspy.types import Message
 from tests.conftest import run_cli
-from tests.tiny_model import CHAT_TEMPLATE, build_tiny_model, build_tiny_tokenizer
 from tests.training.material import build_pairs, fast, read_metrics, turn, write_rows
 
 TURNS = (("One?", "First."), ("Two?", "Second, and last."))

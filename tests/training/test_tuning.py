@@ -17,10 +17,10 @@ import pytest
 from matrix_dspy.bulk.folder import take_lock
 from matrix_dspy.errors import ConfigError, MissingExtraError, RunError
 from matrix_dspy.training.folder import find_checkpoints
+from matrix_dspy.training.tiny import CHAT_TEMPLATE, build_tiny_model
 from matrix_dspy.training.tuning import Trained, check_model, find_launch, read_trained, train
 from tests.delivery.runs import write_run
 from tests.starter import ROOT
-from tests.tiny_model import CHAT_TEMPLATE, build_tiny_model
 from tests.training.material import (
     FAST,
     build_conversations,
