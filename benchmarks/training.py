@@ -25,8 +25,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-
 BATCH, ACCUMULATION, LENGTH = 4, 2, 512
 LEARNING_RATE = 1e-3
 N_ROWS = 480

@@ -12,15 +12,11 @@ import argparse
 import asyncio
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # for the tiny model of the tests
 
 LENGTHS = (8, 16, 16, 32, 32, 64, 160)
 WORDS = ("a", "river", "of", "small", "words", "runs", "past", "the", "old", "house")
