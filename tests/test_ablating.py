@@ -67,6 +67,7 @@ def test_the_random_subset_is_tuned_on_the_control_of_the_same_run(tmp_path):
     config = load_ablation("selection", {"seeds": [1]})
     subset, selected = (plan_variant(config, variant, "rehearsal", tmp_path, 1) for variant in config.variants)
 
+    assert subset.links[0].config.lm.rejected == "rehearsal"  # the model that is to be trained gives the samples
     assert subset.source(subset.links[0]) == subset.data_folder(subset.links[0]) / "control" / "sft.jsonl"
     assert selected.source(selected.links[0]) == subset.data_folder(subset.links[0])
     assert selected.model_folder(selected.links[0]) != subset.model_folder(subset.links[0])

@@ -25,6 +25,7 @@ from matrix_dspy.crew import (
     warn_of_one_model,
 )
 from matrix_dspy.engine.base import Request
+from matrix_dspy.engine.rehearsal.engine import RehearsalEngine
 from matrix_dspy.engine.rehearsal.server import RehearsalServer, start_server
 from matrix_dspy.errors import ConfigError
 from tests.synthesis.casting import read_call
@@ -129,6 +130,25 @@ def test_parts_with_the_same_model_share_one_engine_and_one_limit():
     assert {part for part in seen["engines"] if seen["engines"][part] != seen["engines"]["main"]} == {"rejected"}
     assert set(seen["widths"].values()) == {32}
     assert set(seen["engines"]) == set(PARTS)
+
+
+@pytest.mark.parametrize("way", ["vllm", "transformers"])
+def test_a_model_in_this_process_is_loaded_once_whatever_limits_its_parts_have(way: str, monkeypatch):
+    class Loaded(RehearsalEngine):
+        """Stands in for weights in memory, and counts itself."""
+
+    loaded: list[Loaded] = []
+
+    def open_instead(spec: str, *_: Any, concurrency: int, **__: Any) -> Loaded:
+        loaded.append(Loaded(concurrency=concurrency))
+        return loaded[-1]
+
+    monkeypatch.setattr("matrix_dspy.crew.open_engine", open_instead)
+    lm, limits = {"main": f"{way}:folder", "rejected": f"{way}:folder"}, {"rejected": 3, "judge": 9}
+
+    open_parts(configure(lm=lm, operation={"concurrency": 7, "concurrency_of": limits}), DPO)
+
+    assert [engine.concurrency for engine in loaded] == [9]
 
 
 def test_a_part_may_have_a_limit_of_its_own():

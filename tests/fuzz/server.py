@@ -203,9 +203,9 @@ GOOD: dict[str, Act] = {
     "after 102": sent(lambda b: [b"HTTP/1.1 102 Processing\r\n\r\n", 0.01, http(b)]),
     "after 103": sent(lambda b: [b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + http(b)]),
     "after several 1xx": sent(lambda b: [b"HTTP/1.1 100 Continue\r\n\r\n" * 5 + http(b)]),
-    "gzip": sent(lambda b: [http(gzip.compress(b), "Content-Encoding: gzip")]),
+    "gzip": sent(lambda b: [http(gzip.compress(b, mtime=0), "Content-Encoding: gzip")]),
     "gzip in chunks": sent(
-        lambda b: [head("Content-Encoding: gzip", "Transfer-Encoding: chunked") + chunked(gzip.compress(b), 30)]
+        lambda b: [head("Content-Encoding: gzip", "Transfer-Encoding: chunked") + chunked(gzip.compress(b, mtime=0), 30)]
     ),
     "deflate": sent(lambda b: [http(_deflate(b), "Content-Encoding: deflate")]),
     "identity": sent(lambda b: [http(b, "Content-Encoding: identity")]),
@@ -374,9 +374,9 @@ WIRE: dict[str, Act] = {
     "chunked in name only": sent(lambda b: [head("Transfer-Encoding: chunked") + b, End.CLOSE]),
     "gzip in name only": sent(lambda b: [http(b, "Content-Encoding: gzip")]),
     "deflate in name only": sent(lambda b: [http(b, "Content-Encoding: deflate")]),
-    "gzip cut off": sent(lambda b: [http(gzip.compress(b)[:-12], "Content-Encoding: gzip")]),
-    "gzip spoilt": sent(lambda b: [http(gzip.compress(b)[:20] + b"\x00" * 40, "Content-Encoding: gzip")]),
-    "gzip not said": sent(lambda b: [http(gzip.compress(b))]),
+    "gzip cut off": sent(lambda b: [http(gzip.compress(b, mtime=0)[:-12], "Content-Encoding: gzip")]),
+    "gzip spoilt": sent(lambda b: [http(gzip.compress(b, mtime=0)[:20] + b"\x00" * 40, "Content-Encoding: gzip")]),
+    "gzip not said": sent(lambda b: [http(gzip.compress(b, mtime=0))]),
     "bytes right behind the answer": sent(lambda b: [http(b) + b"\x00garbage"]),
     "zeros": lambda asked: [b"\x00" * 500, End.CLOSE],
     "noise": lambda asked: [random.Random(asked.case).randbytes(300), End.CLOSE],
