@@ -205,7 +205,9 @@ GOOD: dict[str, Act] = {
     "after several 1xx": sent(lambda b: [b"HTTP/1.1 100 Continue\r\n\r\n" * 5 + http(b)]),
     "gzip": sent(lambda b: [http(gzip.compress(b, mtime=0), "Content-Encoding: gzip")]),
     "gzip in chunks": sent(
-        lambda b: [head("Content-Encoding: gzip", "Transfer-Encoding: chunked") + chunked(gzip.compress(b, mtime=0), 30)]
+        lambda b: [
+            head("Content-Encoding: gzip", "Transfer-Encoding: chunked") + chunked(gzip.compress(b, mtime=0), 30)
+        ]
     ),
     "deflate": sent(lambda b: [http(_deflate(b), "Content-Encoding: deflate")]),
     "identity": sent(lambda b: [http(b, "Content-Encoding: identity")]),
