@@ -164,11 +164,6 @@ def load_ablation(name: str, changes: Mapping[str, Any] | None = None) -> Ablati
     return load_section(AblationConfig, name, ABLATIONS, "ablation", given)
 
 
-def list_ablations() -> list[str]:
-    """Return the names of the shipped ablations."""
-    return sorted(path.stem for path in ABLATIONS.glob("*.toml"))
-
-
 async def run_ablation(
     config: AblationConfig, model: str, out: Path, options: AskOptions, say: Say, *, is_quiet: bool = False
 ) -> Ablation:

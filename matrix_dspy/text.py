@@ -50,6 +50,9 @@ _SUSPECT_SIGN = re.compile(f"[{list_ranges({*_REMOVED, *range(0xD800, 0xE000)})}
 _SUSPECT_RUNS = ("[[", "<|", "<<CUSTOM", "\n\n\n\n")
 """With the signs above, anything `clean_text` might change; most texts hold none of it. One pattern would be slow."""
 _SECRET = re.compile(r"(?:^|[_-])(?:api_?key|key|token|secret|password|passwd|pwd|auth)$", re.IGNORECASE)
+_NO_FILE_SIGNS = re.compile(r"[^\w.-]+")
+_LONGEST_FILE_NAME = 80
+"""In bytes, without the ending."""
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 # Lengths are bounded by what addresses allow, so that a long run of letters costs no more than its length.
@@ -162,6 +165,12 @@ def hide_secrets(address: str) -> str:
     path, question, query = body.partition("?")
     kept = [part for part in query.split("&") if part and not _SECRET.search(part.partition("=")[0])]
     return path + (question + "&".join(kept) if kept else "") + hash_mark + model
+
+
+def name_file(text: str, otherwise: str = "model") -> str:
+    """Return a text as a file's name: letters, digits, `_`, `.` and `-`, at most 80 bytes, no dot in front."""
+    plain = _NO_FILE_SIGNS.sub("_", text).strip("._")
+    return plain.encode()[:_LONGEST_FILE_NAME].decode(errors="ignore") or otherwise
 
 
 def one_line(text: str) -> str:

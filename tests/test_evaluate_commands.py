@@ -113,6 +113,9 @@ def test_an_arena_of_both_layouts_of_answers_leaves_arena_hards_files(files: Pat
     assert [game["score"] for game in _lines(judged)[0]["games"]] in (["B>A", "A>B"], ["B>>A", "A>>B"])
     assert _lines(out / "model_answer" / "weak.jsonl")[0]["choices"][0]["turns"][0]["content"] == POOR.format(0)
     assert "python show_result.py" in (out / "README.md").read_text("utf-8")
+    ranked, standings = succeed("leaderboard", out, out=files / "board")
+    assert ranked[0] == "leaderboard: baseline weak; judged by rehearsal"
+    assert standings == {"strong": figures["arena score"], "weak": 50.0}
 
 
 def test_ratings_of_a_model_play_every_turn_and_leave_mt_benchs_files(tmp_path: Path):
@@ -394,6 +397,6 @@ def test_the_help_of_every_command_fits_its_list_and_names_its_forms():
     listed = run_cli("evaluate", "--help").stdout
 
     assert "..." not in listed.partition("Commands:")[2].partition("Examples:")[0]
-    for kind in ("winrate", "lc", "arena", "ratings", "safety", "code", "math", "ifeval"):
+    for kind in ("winrate", "lc", "arena", "leaderboard", "ratings", "safety", "code", "math", "ifeval"):
         assert f"  {kind} " in listed
     assert "[default: 0.2" in run_cli("evaluate", "code", "--help").stdout

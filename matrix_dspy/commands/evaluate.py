@@ -22,6 +22,7 @@ Examples:
   evaluate ratings vllm:DIR --prompts mt_bench_question.jsonl --judge-lm openai/gpt-4o-mini
   evaluate code runs/tuned --prompts HumanEval.jsonl.gz --samples 20 --k 1 --k 10
   evaluate lc annotations.json --model NAME
+  evaluate leaderboard runs/evaluate-arena-*
 
 Files of questions and of answers are taken as AlpacaEval, Arena-Hard, MT-Bench, lm-evaluation-harness, EvalPlus and
 this program write them. The same command goes on where it was stopped; in its folder, README.md says what each file is
@@ -187,6 +188,32 @@ def arena(
     folder = _folder(out, "arena", questions, model=one.name, baseline=other.name)
     sampling = _sampling(temperature, max_tokens)
     _run(run_arena(one, other, questions, judge_lm, folder, options, sampling=sampling), folder)
+
+
+@app.command()
+def leaderboard(
+    judgements: Annotated[
+        list[Path], typer.Argument(metavar="JUDGEMENTS...", help="Folders of `evaluate arena`, or Arena-Hard's files.")
+    ],
+    baseline: Annotated[str, typer.Option(help="Who stands at 50 %, where the files name none or several.")] = "",
+    judge: Annotated[str, typer.Option(help="Whose judgements count, where they are several judges'.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write. Default: runs/evaluate-leaderboard-<name>.")
+    ] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Rank many models by judgements that are there.
+
+    One scale by Bradley and Terry's model, with intervals over questions.
+    """
+    from matrix_dspy.evaluation.leaderboard import KIND, rank_judgements
+    from matrix_dspy.evaluation.record import check_folder, hold_folder
+
+    folder = out or _name_folder(KIND, judgements[0].resolve().stem)
+    check_folder(folder, KIND)
+    with hold_folder(folder):
+        evaluation = rank_judgements(judgements, folder, baseline=baseline, judge=judge, seed=seed)
+    _say(evaluation, folder)
 
 
 @app.command()
@@ -375,9 +402,9 @@ def _folder(out: Path | None, kind: str, questions: "Questions", **models: str) 
 
 
 def _name_folder(kind: str, *names: str) -> Path:
-    from matrix_dspy.evaluation.answers import make_file_name
+    from matrix_dspy.text import name_file
 
-    return Path("runs") / "-".join(["evaluate", kind, *map(make_file_name, names)])
+    return Path("runs") / "-".join(["evaluate", kind, *map(name_file, names)])
 
 
 def _run(work: "Coroutine[Any, Any, Evaluation]", folder: Path) -> None:

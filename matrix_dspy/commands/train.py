@@ -55,9 +55,7 @@ def sft(
     quiet: QuietOption = False,
 ) -> None:
     """Tune a model on conversations, with loss on what the assistant says and nothing else."""
-    given = {"max_steps": max_steps, "eval_share": eval_share, "seed": seed}
-    template = None if chat_template is None else str(chat_template)
-    given |= {"chat_template": template}
+    given = {"max_steps": max_steps, "eval_share": eval_share, "seed": seed, "chat_template": chat_template}
     _train("sft", source, model, out, preset, settings, given, launch, processes, fresh, dry_run, quiet)
 
 
@@ -79,9 +77,7 @@ def dpo(
     quiet: QuietOption = False,
 ) -> None:
     """Tune a model on pairs of a chosen and a rejected answer; --model is the SFT model that gave the rejected ones."""
-    given = {"max_steps": max_steps, "eval_share": eval_share, "seed": seed}
-    template = None if chat_template is None else str(chat_template)
-    given |= {"chat_template": template}
+    given = {"max_steps": max_steps, "eval_share": eval_share, "seed": seed, "chat_template": chat_template}
     _train("dpo", source, model, out, preset, settings, given, launch, processes, fresh, dry_run, quiet)
 
 
@@ -180,7 +176,9 @@ def _train(
 
     set_up_log("plain")
     _check_processes(how, processes)
-    changes = {key: value for key, value in given.items() if value is not None}
+    changes = {
+        key: str(value) if isinstance(value, Path) else value for key, value in given.items() if value is not None
+    }
     config = load_training(preset, changes | dict(parse_setting(text) for text in settings or []))
     if dry_run:
         typer.echo(json.dumps(config.describe(stage), indent=2))

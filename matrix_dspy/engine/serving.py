@@ -10,7 +10,7 @@ from importlib.util import find_spec as find_module
 from pathlib import Path
 from typing import Any, Literal
 
-from matrix_dspy.engine.transformers import ADAPTER_FILE, has_weights, is_adapter
+from matrix_dspy.engine.model_files import ADAPTER_FILE, has_weights, is_adapter
 from matrix_dspy.errors import ConfigError
 
 Runner = Literal["auto", "vllm", "transformers"]

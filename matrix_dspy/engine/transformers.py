@@ -8,7 +8,6 @@ at a time; requests join the batch as others leave it. Written for transformers 
 
 import asyncio
 import gc
-import json
 import logging
 import re
 import secrets
@@ -34,12 +33,11 @@ from matrix_dspy.engine.base import (
     Sampling,
     TransientError,
 )
+from matrix_dspy.engine.model_files import find_folders, has_tokenizer
 from matrix_dspy.errors import ConfigError, EngineError, MissingExtraError, boundary, did_you_mean
 
 PREFIX = "transformers:"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-ADAPTER_FILE = "adapter_config.json"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _FIXED_SWITCHES = frozenset(
     {"conversation", "chat_template", "tokenize", "padding", "truncation", "max_length", "return_tensors"}
@@ -174,7 +172,7 @@ class TransformersEngine(Engine):
     def _load(self) -> "_Worker":
         folder, adapter = find_folders(self.name, self.options.adapter)
         template = _read_template(self.options.chat_template)
-        tokenizer = load_tokenizer(adapter if adapter is not None and _has_tokenizer(adapter) else folder)
+        tokenizer = load_tokenizer(adapter if adapter is not None and has_tokenizer(adapter) else folder)
         if template is not None:
             tokenizer.chat_template = template
         self._tokenizer = tokenizer
@@ -368,53 +366,6 @@ def _read_value(key: str, text: str) -> Any:
     return Path(text).expanduser() if key in ("chat_template", "adapter") else text
 
 
-def find_folders(name: str, adapter: Path | None = None) -> tuple[Path, Path | None]:
-    """Return the folder of the model and that of the adapter on top of it, if any.
-
-    `name` is a model's folder, a hub name that was downloaded before, or the folder of an adapter that names its base.
-
-    Raises:
-        ConfigError: a folder is not there or holds no weights, or an adapter's base model is not on this machine.
-    """
-    folder = _find_model(name)
-    if folder is None:
-        raise ConfigError(f"no model folder {name!r}; give the folder of a model, with its config.json and weights")
-    if is_adapter(folder):
-        if adapter is not None:
-            raise ConfigError(
-                f"{name!r} is an adapter itself; give the folder of its base model, and adapter= beside it"
-            )
-        base, adapter = _read_base(folder), folder
-        found = _find_model(base)
-        beside = folder.parent / base
-        folder = found or (beside if beside.is_dir() else None)
-        if folder is None:
-            raise ConfigError(
-                f"the base model {base!r} of the adapter in {name!r} is not on this machine; "
-                f"name it with 'transformers:BASE?adapter={name}'"
-            )
-    if adapter is not None and not (adapter / ADAPTER_FILE).exists():
-        raise ConfigError(f"no adapter in {str(adapter)!r}; give a PEFT folder, with its {ADAPTER_FILE}")
-    if not (folder / "config.json").exists():
-        raise ConfigError(f"no model in {str(folder)!r}: the folder has no config.json")
-    if not has_weights(folder):
-        raise ConfigError(f"no model in {str(folder)!r}: the folder has no weights, neither safetensors nor bin")
-    if (folder / ADAPTER_FILE).exists():
-        raise ConfigError(f"{str(folder)!r} holds a model and an adapter; move one of them elsewhere")
-    return folder, adapter
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether there are weights of a whole model that transformers reads."""
-    found = (path.name for pattern in WEIGHTS for path in folder.glob(pattern))
-    return any(not name.startswith("adapter_model") for name in found)
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds a PEFT adapter and no model."""
-    return (folder / ADAPTER_FILE).exists() and not has_weights(folder)
-
-
 def load_tokenizer(folder: Path) -> Any:
     """Return the tokenizer in a folder.
 
@@ -495,36 +446,6 @@ def _choose_device(torch: Any, name: str) -> Any:
     except Exception as error:
         raise ConfigError(f"no device {name!r} here; give 'cpu', or 'cuda' on a machine with a GPU") from error
     return device
-
-
-def _find_model(name: str) -> Path | None:
-    """Return the folder of a model, or of a hub's model that is on this machine already."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or not _HUB_NAME.fullmatch(name):
-        return None
-    hub: Any = import_module("huggingface_hub")
-    try:
-        return Path(hub.snapshot_download(name, local_files_only=True))
-    except (OSError, ValueError):  # all that says that it is not there
-        return None
-
-
-def _read_base(adapter: Path) -> str:
-    """Return the name of the model that an adapter was trained on."""
-    with boundary(ConfigError, f"read {str(adapter / ADAPTER_FILE)!r}"):
-        base = json.loads((adapter / ADAPTER_FILE).read_text("utf-8")).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise ConfigError(
-            f"the adapter in {str(adapter)!r} does not name its base model; "
-            f"give it with 'transformers:BASE?adapter={adapter}'"
-        )
-    return base
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer_config.json").exists()
 
 
 def _read_template(path: Path | None) -> str | None:

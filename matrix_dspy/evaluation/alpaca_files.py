@@ -131,20 +131,6 @@ def write_model_outputs(outputs: Iterable[ModelOutput], path: Path) -> None:
     write_list(({**each.others, **{name: getattr(each, name) for name in _OUTPUT_FIELDS}} for each in outputs), path)
 
 
-def match_outputs(
-    outputs: Sequence[ModelOutput], reference: Sequence[ModelOutput]
-) -> tuple[list[tuple[ModelOutput, ModelOutput]], list[str], list[str]]:
-    """Pair a model's answers with the reference's by instruction, in the order of the model's.
-
-    Returns the pairs, the instructions only the model answered, and those only the reference did.
-    """
-    by_instruction = {each.instruction: each for each in reference}
-    answered = {each.instruction for each in outputs}
-    pairs = [(each, by_instruction[each.instruction]) for each in outputs if each.instruction in by_instruction]
-    only_model = [each.instruction for each in outputs if each.instruction not in by_instruction]
-    return pairs, only_model, [name for name in by_instruction if name not in answered]
-
-
 def read_annotations(path: Path) -> list[Annotation]:
     """Read a judge's preferences (JSON list, or JSON lines with the ending .jsonl).
 

@@ -1,6 +1,5 @@
 """Answers to questions: a model's own, asked for in bulk, or those of a file."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,21 +8,18 @@ from typing import Any, Self
 from matrix_dspy.bulk.tables import write_text
 from matrix_dspy.config import SamplingConfig
 from matrix_dspy.curation.benchmarks import read_rows
+from matrix_dspy.engine.model_files import has_weights, hash_models, is_adapter
 from matrix_dspy.engine.serving import find_spec
-from matrix_dspy.engine.transformers import has_weights, is_adapter
 from matrix_dspy.errors import ConfigError, TableError
 from matrix_dspy.evaluation.asking import Asker, AskOptions, Call, open_asker
 from matrix_dspy.evaluation.questions import Question, list_texts, read_id
-from matrix_dspy.text import hide_secrets, replace_surrogates
+from matrix_dspy.text import hide_secrets, name_file, replace_surrogates
 
 ANSWERS = "answers"
-_SAMPLED_BYTES = 1 << 20
 _CODE = ("completion", "solution", "canonical_solution", "code")
 """Columns of code: what models complete, and the reference solutions of HumanEval and MBPP."""
 _EVALPLUS = "Mbpp/"
 """What EvalPlus puts before the number of MBPP's tasks."""
-_LONGEST_NAME = 80
-"""Bytes of a file's name, without its ending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +46,14 @@ class Subject:
         found = _look_at(path)
         if found == "file":
             return cls(name or path.stem, path=path, label=name or path.stem)
-        if found == "folder":
-            label = f"{name or path.resolve().name}-{hash_model(path)[:12]}"
-            if not is_adapter(path) and not ((path / "config.json").is_file() and has_weights(path)):
-                raise ConfigError(f"no model in the folder {target!r}; it has no config.json, or no weights beside it")
-            return cls(name or path.resolve().name, find_spec(str(path)), label=label)
-        if target.endswith((".json", ".jsonl", ".csv", ".parquet", ".gz")):
+        if found == "folder" and not is_adapter(path) and not ((path / "config.json").is_file() and has_weights(path)):
+            raise ConfigError(f"no model in the folder {target!r}; it has no config.json, or no weights beside it")
+        if not found and target.endswith((".json", ".jsonl", ".csv", ".parquet", ".gz")):
             raise ConfigError(f"no file of answers {target!r}; give one, a model's folder, or an LM as for --lm")
-        return cls(name or hide_secrets(target), find_spec(target), label=name or hide_secrets(target))
+        spec = find_spec(str(path) if found else target)
+        called = name or (path.resolve().name if found else hide_secrets(target))
+        digest = hash_models(spec)
+        return cls(called, spec, label=f"{called}-{digest[:12]}" if digest else called)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +64,6 @@ class Answer:
     turns: tuple[str, ...]
     is_cut_off: bool = False
     sample: int = 0
-    tokens: int | None = None
 
     @property
     def text(self) -> str:
@@ -147,7 +142,7 @@ async def _ask_answers(
             Call(q.question_id, {"dialogue": dialogues[q.question_id, k]}, turn, f"converser.{k}") for q, k in places
         ]
         outcomes = await asker.ask("converser", calls, sampling=sampling, keeps_cut_off=True)
-        for (q, k), (outcome,) in zip(places, outcomes, strict=True):
+        for (q, k), outcome in zip(places, outcomes, strict=True):
             if outcome.fields is None and outcome.reason != "empty":
                 missing[q.question_id] = f"{outcome.reason}: {outcome.detail}"
                 continue
@@ -220,7 +215,7 @@ def write_answers(answers: Answers, questions: Sequence[Question], folder: Path)
     """Write answers as JSON lines, a row a sample, in the order of the questions."""
     import orjson
 
-    path = folder / ANSWERS / f"{make_file_name(answers.name)}.jsonl"
+    path = folder / ANSWERS / f"{name_file(answers.name)}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [
         orjson.dumps(
@@ -238,22 +233,6 @@ def write_answers(answers: Answers, questions: Sequence[Question], folder: Path)
     ]
     write_text("".join(f"{line}\n" for line in lines), path)
     return path
-
-
-def hash_model(folder: Path) -> str:
-    """Return a hash of a model's folder: its small files, and of large ones the size, the start and the end."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if not path.is_file() or path.suffix not in (".json", ".jinja", ".safetensors", ".bin", ".model", ".txt"):
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLED_BYTES))
-            if size > 2 * _SAMPLED_BYTES:
-                file.seek(-_SAMPLED_BYTES, 2)
-            digest.update(file.read(_SAMPLED_BYTES))
-    return digest.hexdigest()
 
 
 def _look_at(path: Path) -> str:
@@ -292,10 +271,3 @@ def _read_turns(row: Mapping[str, Any]) -> tuple[str, ...]:
         ]
         return tuple(str(text) for text in texts)
     return ()
-
-
-def make_file_name(name: str) -> str:
-    """Return a name as a file's: what is not plain becomes an underscore."""
-    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in replace_surrogates(name))
-    plain = plain.encode()[:_LONGEST_NAME].decode(errors="ignore").strip(".")
-    return plain or "model"

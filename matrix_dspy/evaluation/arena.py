@@ -27,7 +27,6 @@ from matrix_dspy.evaluation.arena_files import (
 from matrix_dspy.evaluation.asking import AskOptions
 from matrix_dspy.evaluation.bradley_terry import STRONG_WEIGHT, Battle, rank_models, read_verdict
 from matrix_dspy.evaluation.intervals import N_RESAMPLES, SHARE
-from matrix_dspy.evaluation.json_files import name_file
 from matrix_dspy.evaluation.judging import (
     SAMPLED,
     Scored,
@@ -99,7 +98,6 @@ async def run_arena(
     """
     check_folder(folder, "arena")
     check_sides(model, baseline)
-    check_sides(model, baseline, name_file)  # Arena-Hard's names are ASCII
     find_judge(judge)
     own, base = await gather_sides(model, baseline, questions, folder, options, sampling)
     matched = match_answers(questions, own, base)

@@ -21,8 +21,8 @@ from typing import Any
 
 from matrix_dspy.errors import TableError
 from matrix_dspy.evaluation.bradley_terry import Battle, read_verdict
-from matrix_dspy.evaluation.json_files import Entry, as_entry, name_file, read_entries, write_lines
-from matrix_dspy.text import estimate_tokens
+from matrix_dspy.evaluation.json_files import Entry, as_entry, read_entries, write_lines
+from matrix_dspy.text import estimate_tokens, name_file
 from matrix_dspy.types import make_id
 
 BENCHMARK = "arena-hard-v0.1"
@@ -138,18 +138,31 @@ def write_answers(answers: Sequence[ArenaAnswer], folder: Path) -> Path:
     return path
 
 
+def list_judgement_files(path: Path) -> list[Path]:
+    """Return the files of judgements at a path: itself, or those in a folder, one level below, or in `model_judgment`.
+
+    Raises:
+        TableError: the folder has none.
+    """
+    if not path.is_dir():
+        return [path]
+    inner = path / "model_judgment"
+    folder = inner if inner.is_dir() else path
+    files = sorted((*folder.glob("*.jsonl"), *folder.glob("*/*.jsonl")))
+    if not files:
+        raise TableError(f"the folder {str(path)!r} holds no .jsonl file; give a judge's folder in model_judgment")
+    return files
+
+
 def read_judgements(path: Path) -> list[Judgement]:
-    """Read judgements from a file, or from every .jsonl file in a folder and one level below.
+    """Read judgements from the files at a path.
 
     Raises:
         TableError: nothing is there, a field is missing, a score is none of the five, or a question comes twice for
             one model and judge.
     """
-    files = sorted((*path.glob("*.jsonl"), *path.glob("*/*.jsonl"))) if path.is_dir() else [path]
-    if not files:
-        raise TableError(f"the folder {str(path)!r} holds no .jsonl file; give a judge's folder in model_judgment")
     found: list[Judgement] = []
-    for file in files:
+    for file in list_judgement_files(path):
         found += map(_read_judgement, _read_some(file, "judgements"))
     _refuse_doubles((f"{each.judge} of {each.model}: {each.question_id}" for each in found), path)
     return found
@@ -167,7 +180,7 @@ def write_judgements(judgements: Sequence[Judgement], folder: Path) -> Path:
 
 
 def to_battles(judgements: Iterable[Judgement], baseline: str = "") -> tuple[list[Battle], int]:
-    """Return the battles of judgements and how many games have no verdict, which are left out.
+    """Return the battles of judgements, and how many were left out because a game of theirs has no verdict.
 
     `baseline` is who they were against where they do not say so themselves.
 
@@ -180,11 +193,12 @@ def to_battles(judgements: Iterable[Judgement], baseline: str = "") -> tuple[lis
         other = each.baseline or baseline
         if not other:
             raise TableError(f"the judgement of {each.model!r} does not name the baseline; say which model it was")
-        for number, game in enumerate(each.games):
-            if game.score is None:
-                n_unjudged += 1
-                continue
-            score, weight = read_verdict(game.score)
+        scores = [game.score for game in each.games if game.score is not None]
+        if len(scores) < len(each.games):
+            n_unjudged += 1
+            continue
+        for number, verdict in enumerate(scores):
+            score, weight = read_verdict(verdict)
             a, b = (other, each.model) if number % 2 == 0 else (each.model, other)
             battles.append(Battle(a, b, score, weight, each.question_id))
     return battles, n_unjudged

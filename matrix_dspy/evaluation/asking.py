@@ -63,33 +63,31 @@ class Asker:
         calls: Sequence[Call],
         *,
         sampling: SamplingConfig | None = None,
-        n: int = 1,
         expect: str = "",
         keeps_cut_off: bool = False,
         variant: str = "default",
-    ) -> list[list[Outcome]]:
-        """Return `n` outcomes for every call, in the order of the calls, each from a request of its own.
+    ) -> list[Outcome]:
+        """Return the outcome of every call, in their order.
 
         `keeps_cut_off` takes plain answers that reached the token limit as they stand. An answer that cannot be used is
         an outcome without fields, with its reason.
         """
         prompt = self._prompts.setdefault(f"{program}/{variant}", Prompt.of(load_program(program, variant)))
         drawn = sampling or SAMPLING.get(program, SamplingConfig())
-        outcomes: list[Outcome | None] = [None] * (n * len(calls))
+        outcomes: list[Outcome | None] = [None] * len(calls)
         progress = self.runner.progress
         progress.enter(program, len(outcomes), "answers")
         asked = {"expect": expect, "keeps_cut_off": keeps_cut_off}
 
         async def work(place: int) -> None:
-            call = calls[place // n]
-            key = CallKey(self.stage, call.id, call.purpose or program, round=call.round, sample=place % n)
+            call = calls[place]
+            key = CallKey(self.stage, call.id, call.purpose or program, round=call.round)
             outcomes[place] = outcome = await self.runner.call(prompt, call.inputs, key, drawn, **asked)
             progress.kept += outcome.is_ok
             progress.rejected += not outcome.is_ok
 
         await for_each(len(outcomes), 2 * self.runner.engine.concurrency, work)
-        done = [outcome for outcome in outcomes if outcome is not None]
-        return [done[start : start + n] for start in range(0, len(done), n)]
+        return [outcome for outcome in outcomes if outcome is not None]
 
 
 @asynccontextmanager

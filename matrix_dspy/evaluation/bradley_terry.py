@@ -133,20 +133,6 @@ def rank_models(
     return sorted(found, key=lambda each: (-each.strength, each.model))
 
 
-def fit_strengths(battles: Sequence[Battle], baseline: str) -> dict[str, float]:
-    """Return each model's strength in natural log-odds of beating the baseline, whose own is 0.
-
-    Raises:
-        ConfigError, TableError: as for `rank_models`.
-    """
-    models, _, table = _tabulate(battles)
-    anchor = _find_anchor(models, baseline)
-    wins = table.sum(axis=0)
-    met = (wins + wins.T) > 0
-    _check_joined(met, models, anchor)
-    return dict(zip(models, map(float, _fit(wins[None], met, anchor)[0]), strict=True))
-
-
 def _change(interval: Interval, unit: Callable[[float], float]) -> Interval:
     return Interval(unit(interval.value), unit(interval.low), unit(interval.high), interval.n)
 

@@ -162,41 +162,6 @@ def bootstrap_mean(
     )
 
 
-def bootstrap_difference(
-    one: Sequence[float],
-    other: Sequence[float],
-    *,
-    is_paired: bool,
-    seed: int = 0,
-    n_resamples: int = N_RESAMPLES,
-    confidence: float = CONFIDENCE,
-) -> Interval:
-    """Return how far the mean of `one` lies above that of `other`.
-
-    Paired, the two hold the same prompts in the same order, which are resampled together; else each by itself. `n` is
-    the number of pairs, else of the smaller side.
-
-    Raises:
-        TableError: a side has fewer than two values or one that is no number, or pairs do not match.
-    """
-    first, second = _check_values(one, None), _check_values(other, None)
-    if is_paired:
-        if len(first) != len(second):
-            raise TableError(f"{len(first)} values cannot be paired with {len(second)}; give both for the same prompts")
-        found = bootstrap_mean((first - second).tolist(), seed=seed, n_resamples=n_resamples, confidence=confidence)
-        return Interval(float(first.mean() - second.mean()), found.low, found.high, found.n)
-    n = min(len(first), len(second))
-    if n < 2:
-        raise TableError(f"no interval from {n} prompt; give at least 2 on either side")
-    seeds = np.random.SeedSequence(seed).generate_state(2).tolist()
-    drawn = [
-        resample(lambda weights, side=side: weights @ side / len(side), len(side), seed=own, n_resamples=n_resamples)
-        for side, own in zip((first, second), seeds, strict=True)
-    ]
-    low, high = np.quantile(drawn[0] - drawn[1], [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(first.mean() - second.mean()), float(low), float(high), n)
-
-
 def _check_values(values: Sequence[float], bounds: tuple[float, float] | None) -> np.ndarray:
     array = np.asarray(values, dtype=float)
     if not len(array):

@@ -6,7 +6,6 @@ Python's json writes and JSON does not have, is read as a missing number.
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from matrix_dspy.text import replace_surrogates
 
 _REQUIRED: Any = object()
 _SHOWN = 60
-_UNSAFE = re.compile(r"[^\w.-]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +145,6 @@ def write_lines(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 def write_object(value: Mapping[str, Any], path: Path) -> None:
     """Write one JSON object, whole or not at all."""
     _write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
-
-
-def name_file(text: str, otherwise: str = "model") -> str:
-    """Return a text as a file's name: letters, digits, `_`, `.` and `-`, at most 100, no dot in front."""
-    return _UNSAFE.sub("_", text).strip("._")[:100] or otherwise
 
 
 def show(value: Any) -> str:

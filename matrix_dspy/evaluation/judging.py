@@ -6,7 +6,7 @@ answer can speak as the prompt or as the judge. Lengths are those of the texts a
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +16,14 @@ from matrix_dspy.bulk.runner import Outcome
 from matrix_dspy.config import SAMPLING, SamplingConfig
 from matrix_dspy.engine.spec import build_engine
 from matrix_dspy.errors import ConfigError, RunError
-from matrix_dspy.evaluation.answers import Answer, Answers, Subject, gather_answers, make_file_name
+from matrix_dspy.evaluation.answers import Answer, Answers, Subject, gather_answers
 from matrix_dspy.evaluation.asking import Asker, AskOptions, Call, open_asker
 from matrix_dspy.evaluation.intervals import Interval, bootstrap_mean, wilson
 from matrix_dspy.evaluation.questions import Question, Questions
 from matrix_dspy.evaluation.record import Figure, check_judge, write_judged
 from matrix_dspy.loading import hash_prompt, load_program
 from matrix_dspy.synthesis.thinking import split_thinking
-from matrix_dspy.text import clean_text
+from matrix_dspy.text import clean_text, name_file
 
 log = logging.getLogger("matrix_dspy")
 
@@ -133,7 +133,7 @@ async def ask_pairs(asker: Asker, program: str, pairs: Sequence[Pair], *, expect
         for place in asked
         for order in (0, 1)
     ]
-    outcomes = [first for (first,) in await asker.ask(program, calls, expect=expect)]
+    outcomes = await asker.ask(program, calls, expect=expect)
     found = dict(zip(asked, zip(outcomes[::2], outcomes[1::2], strict=True), strict=True))
     return [Verdicts(pair, *found.get(place, ())) for place, pair in enumerate(pairs)]
 
@@ -143,8 +143,8 @@ def _lay_out(pair: Pair, *, is_swapped: bool) -> dict[str, str]:
     return {"instruction": clean_text(pair.question.text), "response_a": shown[0], "response_b": shown[1]}
 
 
-def check_sides(model: Subject, reference: Subject, name_file: Callable[[str], str] = make_file_name) -> None:
-    """Refuse two sides of one name, or of one file by `name_file`: they could not be told apart.
+def check_sides(model: Subject, reference: Subject) -> None:
+    """Refuse two sides of one name, or of one file: they could not be told apart.
 
     Raises:
         ConfigError: they have the same name, or would have the same file.

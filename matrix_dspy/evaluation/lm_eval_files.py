@@ -69,7 +69,6 @@ _FIELDS = (
     *("doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics"),
     *("doc_hash", "prompt_hash", "target_hash"),
 )
-_NAME = re.compile(r"samples_(?P<task>.+)_(?P<stamp>[^_]+)\.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,14 +197,6 @@ def write_samples(samples: Iterable[Sample], folder: Path, task: str, stamp: str
     ordered = sorted(samples, key=lambda each: (each.filter, each.doc_id))
     write_lines(map(_render_sample, ordered), path)
     return path
-
-
-def name_task(path: Path) -> str:
-    """Return the task that a samples file is of, by its name; TableError where it is named otherwise."""
-    match = _NAME.fullmatch(path.name)
-    if match is None:
-        raise TableError(f"{path.name!r} is not named samples_<task>_<time>.jsonl; rename it")
-    return match["task"]
 
 
 def summarise(model: str, by_task: Mapping[str, Sequence[Sample]], n_shot: int = 0) -> Results:

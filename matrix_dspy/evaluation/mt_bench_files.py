@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matrix_dspy.evaluation.json_files import name_file, write_lines
+from matrix_dspy.evaluation.json_files import write_lines
 from matrix_dspy.evaluation.questions import Question
+from matrix_dspy.text import name_file
 from matrix_dspy.types import make_id
 
 UNRATED = -1

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TITLES = {
     "winrate": "Win rate",
     "arena": "Arena score",
+    "leaderboard": "Leaderboard",
     "ratings": "Ratings",
     "safety": "Safety",
     "code": "Code",
@@ -44,6 +45,7 @@ FILES: dict[str, tuple[tuple[str, str], ...]] = {
         ("model_answer/", "the answers of both in Arena-Hard's form"),
         ("model_judgment/", "both games of every question in Arena-Hard's form"),
     ),
+    "leaderboard": (("leaderboard.csv", "the table, a row a model"),),
     "ratings": (("mt_bench/", "questions, answers and ratings in the form of FastChat's MT-Bench"),),
     "code": (
         ("lm_eval/", "samples and results as lm-evaluation-harness logs them, and completions.jsonl for EvalPlus"),

@@ -93,8 +93,7 @@ async def run_ratings(
         raise RunError(f"{model.name!r} answered none of the {len(questions)} questions; there is nothing to rate")
     async with open_judge(judge, folder, options) as asker:
         notes = warn_of_judge(asker, answers)
-        found = await asker.ask(PROGRAM, [turn.build_call() for turn in turns], expect="rating")
-    outcomes = [first for (first,) in found]
+        outcomes = await asker.ask(PROGRAM, [turn.build_call() for turn in turns], expect="rating")
     rows = [_write_row(turn, outcome) for turn, outcome in zip(turns, outcomes, strict=True)]
     if not any(outcome.is_ok for outcome in outcomes):
         refuse_unjudged(asker, "answers", outcomes, rows, folder)

@@ -49,7 +49,7 @@ class Evaluation:
     """What was measured of whom, by whom, on what."""
 
     kind: str
-    """winrate, arena, ratings, safety, code, math or ifeval."""
+    """winrate, arena, leaderboard, ratings, safety, code, math or ifeval."""
     models: Mapping[str, str]
     """Part (model, baseline, ...) to the model's name."""
     judge: str = ""

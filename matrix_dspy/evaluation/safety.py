@@ -71,7 +71,7 @@ async def run_safety(
     calls = [_build_call(question, answer) for question, answer in answered]
     async with open_judge(judge, folder, options) as asker:
         notes = warn_of_judge(asker, answers)
-        outcomes = [first for (first,) in await asker.ask(PROGRAM, calls)]
+        outcomes = await asker.ask(PROGRAM, calls)
     by_keyword = [succeeds_by_keyword(answer.text) for _, answer in answered]
     rows = [
         _write_row(question, answer, is_success, outcome)

@@ -5,7 +5,6 @@ key's name. A checkpoint counts once `complete.json` lies in it, which is writte
 written is removed. `trained.json` is the last thing of all that is written: with it, the training is finished.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ import orjson
 
 from matrix_dspy import __version__
 from matrix_dspy.bulk.tables import write_text
-from matrix_dspy.errors import ConfigError, RunError, TableError, boundary
+from matrix_dspy.errors import ConfigError, RunError, boundary
 from matrix_dspy.training.settings import OPERATION
 
 RECORD = "train.json"
@@ -30,7 +29,6 @@ CONTRACT = 1
 """Version of the folder's layout."""
 _COMPLETE = "complete.json"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "deepspeed", "flash_attn")
-_MODEL_FILES = ("config.json", "generation_config.json", "tokenizer*", "*.safetensors", "*.bin", "*.jinja")
 
 
 def write_record(out: Path, record: dict[str, Any]) -> None:
@@ -88,21 +86,6 @@ def _flatten(values: dict[str, Any], before: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flatten(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
     return flat
-
-
-def hash_model(folder: Path) -> str:
-    """Return the hash of a model's own files: weights, config, tokenizer and template.
-
-    Raises:
-        TableError: one cannot be read.
-    """
-    digest = hashlib.sha256()
-    files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
-    for file in files:
-        with boundary(TableError, f"read {str(file)!r}"), file.open("rb") as opened:
-            digest.update(f"{file.name}\0".encode())
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
 
 
 def list_versions() -> dict[str, str]:

@@ -143,8 +143,3 @@ def load_training(name: str = "paper", changes: Mapping[str, Any] | None = None)
     """
     stem = name.rpartition("/")[2].removesuffix(".toml")
     return load_section(TrainingConfig, name, PRESETS, "training preset", {"preset": stem, **(changes or {})})
-
-
-def list_presets() -> list[str]:
-    """Return the names of the shipped presets."""
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))

@@ -23,11 +23,11 @@ from matrix_dspy import errors
 from matrix_dspy.bulk.folder import take_lock
 from matrix_dspy.bulk.tables import remove_leftovers
 from matrix_dspy.config import RECIPES
+from matrix_dspy.engine.model_files import hash_model
 from matrix_dspy.errors import ConfigError, MatrixError, MissingExtraError, RunError, boundary, did_you_mean
 from matrix_dspy.training.folder import (
     TRAINED,
     build_identity,
-    hash_model,
     list_versions,
     read_record,
     refuse_other,

@@ -14,8 +14,8 @@ LOOPBACK = "127.0.0.1"
 class RayCluster:
     """A head and further nodes, each with processes of its own."""
 
-    def __init__(self, n_nodes: int) -> None:
-        self._cluster = _make_cluster()
+    def __init__(self, n_nodes: int, n_gpus: int) -> None:
+        self._cluster = _make_cluster(n_gpus)
         self.nodes: list[Any] = [self._cluster.head_node]
         for _ in range(n_nodes - 1):
             self.add_node()
@@ -51,8 +51,10 @@ class RayCluster:
 
 
 @contextmanager
-def run_cluster(n_nodes: int) -> Iterator[RayCluster]:
+def run_cluster(n_nodes: int, n_gpus: int = 0) -> Iterator[RayCluster]:
     """Start a cluster on loopback and end it; while it runs, RAY_AUTH_MODE is off in this process.
+
+    Its head says it has `n_gpus` GPUs, which Ray believes.
 
     A Ray started on this machine before has left a token in the user's home; nodes that know of it and nodes that do
     not would refuse each other.
@@ -60,7 +62,7 @@ def run_cluster(n_nodes: int) -> Iterator[RayCluster]:
     names = ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_UV_RUN_RUNTIME_ENV")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
-    cluster = RayCluster(n_nodes)
+    cluster = RayCluster(n_nodes, n_gpus)
     try:
         yield cluster
     finally:
@@ -73,12 +75,13 @@ def _small() -> dict[str, Any]:
     return {"node_ip_address": LOOPBACK, "object_store_memory": 100 * 2**20}
 
 
-def _make_cluster() -> Any:
+def _make_cluster(n_gpus: int) -> Any:
     services: Any = import_module("ray._private.services")
     # before Cluster is imported: Ray otherwise dials this machine's outer address (2.60)
     services.get_node_ip_address = services.node_ip_address_from_perspective = lambda *_, **__: LOOPBACK
     make: Any = import_module("ray.cluster_utils").Cluster
-    return make(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **_small()})
+    head = {"num_cpus": 1, "num_gpus": n_gpus, "include_dashboard": False, **_small()}
+    return make(initialize_head=True, head_node_args=head)
 
 
 def _list_children(node: Any) -> list[int]:

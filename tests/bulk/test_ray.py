@@ -25,6 +25,7 @@ from matrix_dspy.bulk.runner import Runner
 from matrix_dspy.engine.base import Completion, Request, Sampling
 from matrix_dspy.engine.spec import build_engine
 from matrix_dspy.errors import ConfigError, EngineError, MissingExtraError
+from matrix_dspy.training.tiny import build_tiny_model
 from tests.bulk.ray_cluster import RayCluster, run_cluster
 from tests.conftest import ROOT
 from tests.loopback import serve
@@ -471,3 +472,24 @@ def test_a_lost_head_stops_the_run_and_not_the_process(cluster: RayCluster, monk
     completion = asyncio.run(work())
 
     assert completion.down is not None and "the head of the Ray cluster at 127.0.0.1" in completion.down
+
+
+def test_workers_with_a_model_of_their_own_have_a_gpu_each(tmp_path: Path):
+    model = f"transformers:{build_tiny_model(tmp_path / 'tiny')}"
+
+    async def work(address: str) -> list[int]:
+        with pytest.raises(EngineError, match="3 workers of 1 GPUs do not fit this Ray cluster; it has room for 2"):
+            await RayEngine(model, address=address, n_workers=3).open()
+        with pytest.raises(EngineError, match="2 workers of 2 GPUs do not fit this Ray cluster; it has room for 1"):
+            await RayEngine("vllm:DIR?tensor_parallel_size=2", address=address, n_workers=2).open()
+        numbers: list[int] = []
+        for spec in (model, f"{model}?device=cpu"):
+            async with RayEngine(spec, address=address) as engine:
+                await engine.complete(ask("hello"))
+                numbers.append(len(engine.worker_pids))
+        return numbers
+
+    with run_cluster(1, n_gpus=2) as gpus:
+        found = asyncio.run(work(gpus.address))
+
+    assert found == [2, 1]  # one a GPU, one a node

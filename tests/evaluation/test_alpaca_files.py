@@ -16,7 +16,6 @@ from matrix_dspy.evaluation.alpaca_files import (
     LeaderboardRow,
     ModelOutput,
     group_by_model,
-    match_outputs,
     rank_row,
     read_annotations,
     read_leaderboard,
@@ -259,16 +258,6 @@ def test_outputs_exported_from_a_data_set_are_read(tmp_path: Path):
     assert [(each.instruction, each.output, each.generator) for each in found] == [
         (f"Ask {i}", f"Say {i}", "mine") for i in range(3)
     ]
-
-
-def test_prompts_missing_on_either_side_are_named():
-    mine = [ModelOutput(name, "x", "mine") for name in ("a", "b", "c")]
-    other = [ModelOutput(name, "y", "other") for name in ("c", "d", "a")]
-
-    pairs, only_mine, only_other = match_outputs(mine, other)
-
-    assert [(one.instruction, two.generator) for one, two in pairs] == [("a", "other"), ("c", "other")]
-    assert (only_mine, only_other) == (["b"], ["d"])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from aiohttp import web
 
 from matrix_dspy.config import SamplingConfig
 from matrix_dspy.errors import ConfigError, TableError
-from matrix_dspy.evaluation.answers import Answers, Subject, gather_answers, make_file_name, read_answers
+from matrix_dspy.evaluation.answers import Answers, Subject, gather_answers, name_file, read_answers
 from matrix_dspy.evaluation.asking import AskOptions
 from matrix_dspy.evaluation.questions import Question, read_questions
 from matrix_dspy.training.tiny import build_tiny_model
@@ -60,6 +61,37 @@ def test_a_subject_is_a_folder_a_file_or_an_lm(tmp_path: Path, tiny_models: tupl
     assert folder.spec in (f"transformers:{tiny_models[0]}", f"vllm:{tiny_models[0]}")
 
 
+def _turn_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def test_other_weights_have_another_label_however_they_are_named(tmp_path: Path, tiny_models: tuple[Path, Path]):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(tiny_models[0], base)
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    (adapter / "adapter_model.safetensors").write_bytes(b"0" * 100)
+    forms = [
+        base,
+        adapter,
+        f"vllm:{base}?max_model_len=512",
+        f"transformers:{base}",
+        f"mine=transformers:{base}?adapter={adapter}",
+    ]
+
+    before = [Subject.of(str(form)).label for form in forms]
+    assert [Subject.of(str(form)).label for form in forms] == before
+    _turn_a_bit(next(base.glob("*.safetensors")))
+    after = [Subject.of(str(form)).label for form in forms]
+    assert all(one != other for one, other in zip(before, after, strict=True))
+    _turn_a_bit(adapter / "adapter_model.safetensors")
+    last = [Subject.of(str(form)).label for form in forms]
+
+    assert [one != other for one, other in zip(after, last, strict=True)] == [False, True, False, False, True]
+
+
 def test_an_equals_sign_in_an_address_names_nobody():
     subject = Subject.of("http://127.0.0.1:8000/v1?token=abc#m")
 
@@ -76,9 +108,10 @@ def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path):
 
 
 def test_a_name_becomes_a_plain_file_name():
-    assert make_file_name("../org/My model:v1.2") == "_org_My_model_v1.2"
-    assert make_file_name("...") == "model"
-    assert len(make_file_name("x" * 300)) == 80
+    assert name_file("../org/My model:v1.2") == "org_My_model_v1.2"
+    assert name_file("模型 7B") == "模型_7B"
+    assert name_file("...") == "model"
+    assert len(name_file("x" * 300)) == 80
 
 
 # Answers of a file ----------------------------------------------------------------------------------------------------

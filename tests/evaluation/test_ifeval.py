@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matrix_dspy.errors import ConfigError, TableError
+from matrix_dspy.errors import ConfigError
 from matrix_dspy.evaluation.ifeval.checkers import (
     ANSWERS,
     KINDS,
@@ -19,7 +19,6 @@ from matrix_dspy.evaluation.ifeval.checkers import (
     list_forms,
 )
 from matrix_dspy.evaluation.ifeval.languages import is_english, is_in_language
-from matrix_dspy.evaluation.ifeval.scores import Accuracy, score_replies
 from matrix_dspy.evaluation.ifeval.structure import (
     count_highlights,
     count_phrase,
@@ -652,33 +651,6 @@ def test_kinds_and_arguments_must_be_as_many():
     for check in (check_reply, check_reply_loose):
         with pytest.raises(ConfigError, match="1 kinds of constraint but arguments of 2"):
             check("tea", ["punctuation:no_comma"], [{}, {}])
-
-
-def test_scores_are_the_four_accuracies_and_those_of_the_kinds():
-    strict = [[True, True], [True, False], [False]]
-    loose = [[True, True], [True, True], [False]]
-    kinds = [["b", "a"], ["b", "a"], ["a"]]
-
-    scores = score_replies(strict, loose, kinds)
-
-    assert scores.prompt_strict == Accuracy(1, 3) and scores.prompt_loose == Accuracy(2, 3)
-    assert scores.instruction_strict == Accuracy(3, 5) and scores.instruction_loose == Accuracy(4, 5)
-    assert scores.kinds == {"a": Accuracy(1, 3), "b": Accuracy(2, 2)}
-    assert scores.instruction_strict.share == 0.6 and score_replies(strict, loose).kinds == {}
-
-
-@pytest.mark.parametrize(
-    ("strict", "loose", "words"),
-    [
-        ([], [], "there are no verdicts to score"),
-        ([[True], []], [[True], []], "reply 1 has no constraint"),
-        ([[True]], [[True, False]], "the loose verdicts do not match"),
-        ([[True]], [], "the loose verdicts do not match"),
-    ],
-)
-def test_verdicts_of_another_shape_are_refused(strict: list[list[bool]], loose: list[list[bool]], words: str):
-    with pytest.raises(TableError, match=words):
-        score_replies(strict, loose)
 
 
 def test_paragraphs_highlights_and_answers_are_as_the_checkers_say():

@@ -8,7 +8,6 @@ from matrix_dspy.errors import ConfigError, TableError
 from matrix_dspy.evaluation.intervals import (
     Interval,
     bootstrap,
-    bootstrap_difference,
     bootstrap_mean,
     draw_counts,
     number_clusters,
@@ -147,26 +146,6 @@ def test_any_weighted_statistic_can_be_resampled():
     assert found.low < found.value < found.high
 
 
-def test_pairs_show_a_difference_that_two_sides_apart_hide():
-    base = np.array(draw(100)) * 10
-    better = (base + 0.2 + np.random.default_rng(1).normal(0, 0.2, 100)).tolist()
-
-    paired = bootstrap_difference(better, base.tolist(), is_paired=True)
-    apart = bootstrap_difference(better, base.tolist(), is_paired=False)
-
-    assert paired.value == pytest.approx(apart.value)
-    assert paired.low > 0
-    assert apart.low < 0 < apart.high
-
-
-def test_two_equal_sides_apart_are_not_drawn_alike():
-    values = draw(30)
-
-    found = bootstrap_difference(values, values, is_paired=False)
-
-    assert found.low < -0.05 < 0.05 < found.high
-
-
 def test_bad_values_are_refused_in_one_sentence():
     with pytest.raises(TableError, match="no values to take a mean of"):
         bootstrap_mean([])
@@ -176,10 +155,6 @@ def test_bad_values_are_refused_in_one_sentence():
         bootstrap_mean([0.5, 1.5], bounds=(0.0, 1.0))
     with pytest.raises(TableError, match="2 values have 1 clusters"):
         bootstrap_mean([0.5, 1.5], clusters=["a"])
-    with pytest.raises(TableError, match="3 values cannot be paired with 2"):
-        bootstrap_difference([1, 2, 3], [1, 2], is_paired=True)
-    with pytest.raises(TableError, match="no interval from 1 prompt"):
-        bootstrap_difference([1, 2, 3], [1], is_paired=False)
     with pytest.raises(ConfigError, match="0 resamples give no interval"):
         bootstrap_mean([1, 2, 3], n_resamples=0)
     with pytest.raises(ConfigError, match="a confidence of 95 is not between 0 and 1"):

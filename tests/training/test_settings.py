@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from matrix_dspy.errors import ConfigError
-from matrix_dspy.training.settings import list_presets, load_training
+from matrix_dspy.training.settings import load_training
 
 
 def test_the_paper_preset_has_the_numbers_of_method_4():
@@ -36,10 +36,6 @@ def test_lora_takes_ten_times_the_rate_of_full_training_in_dpo():
 
 def test_the_defaults_are_the_paper_preset():
     assert type(load_training("paper"))() == load_training("paper")
-
-
-def test_presets_are_listed():
-    assert list_presets() == ["lora", "paper", "paper-as-printed", "plumbing", "qlora"]
 
 
 def test_a_preset_of_ones_own_is_read_from_its_file(tmp_path: Path):
