@@ -229,6 +229,8 @@ def test_lc_reads_one_file_of_several_models_and_fits_difficulty_from_five(tmp_p
     assert _read(tmp_path / "six" / "evaluation.json")["settings"]["difficulty"] == "fitted"
     assert read_rows(tmp_path / "six")[0]["instruction"] == "Ask 0"
     refuse(run_cli("evaluate", "lc", tmp_path / "of3.json", "--out", tmp_path / "few"), "has 3 models", "--model")
+    refuse(run_cli("evaluate", "leaderboard", tmp_path / "of3.json", "--out", tmp_path / "few"), "lacks 'games'")
+    assert not (tmp_path / "few").exists()
 
 
 def test_what_the_user_gets_wrong_is_one_sentence_and_writes_nothing(files: Path):

@@ -1,7 +1,7 @@
 """What an evaluation found, on disk and in words: figures with intervals, counts, and what must be said beside them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,9 +186,12 @@ def _refuse_another(folder: Path, part: str, found: str, wanted: str) -> None:
 def hold_folder(folder: Path) -> Iterator[None]:
     """Make a folder and hold it for this process, so that no other evaluates into it meanwhile.
 
+    A folder that was made here and into which nothing came is taken away again.
+
     Raises:
         RunError: another process has it, or it cannot be written.
     """
+    is_new = not folder.exists()
     with boundary(RunError, f"write in the folder {str(folder)!r}"):
         folder.mkdir(parents=True, exist_ok=True)
         lock = take_lock(folder)
@@ -196,4 +199,8 @@ def hold_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if is_new and [path.name for path in folder.iterdir()] == [".lock"]:
+            with suppress(OSError):
+                (folder / ".lock").unlink()
+                folder.rmdir()
         lock.release()
