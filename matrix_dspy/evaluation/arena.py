@@ -102,7 +102,7 @@ async def run_arena(
     own, base = await gather_sides(model, baseline, questions, folder, options, sampling)
     matched = match_answers(questions, own, base)
     async with open_judge(judge, folder, options) as asker:
-        notes = warn_of_judge(asker, own, base)
+        notes = warn_of_judge(asker, PROGRAM, own, base)
         verdicts = await ask_pairs(asker, PROGRAM, matched.pairs)
     played = [_Played(each, _read_levels(each)) for each in verdicts]
     rows = [_write_row(each) for each in played] + list_missing(matched.missing)

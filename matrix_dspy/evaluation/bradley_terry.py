@@ -89,8 +89,8 @@ def rank_models(
 ) -> list[Standing]:
     """Return where each model stands, the best first; the baseline stands at exactly 50 % and 1,000.
 
-    Where a model's strength is finite only for the battles added, or there is but one prompt, resampling would know
-    too little doubt: Wilson's interval over its prompts is given then.
+    Where a model's strength is finite only for the battles added, or every resample gives the same (one prompt, nothing
+    but ties), resampling would know too little doubt: Wilson's interval over its prompts is given then.
 
     Raises:
         ConfigError: the baseline fought no battle.
@@ -116,7 +116,7 @@ def rank_models(
     found: list[Standing] = []
     for i, model in enumerate(models):
         n, strength = int(n_prompts[i]), float(strengths[i])
-        if i != anchor and (len(table) == 1 or not is_finite[i]):
+        if i != anchor and (not is_finite[i] or np.isclose(lows[i], highs[i])):
             share = wilson(float(expit(strength)) * n, n)
             lows[i], highs[i] = logit(share.low), logit(share.high)
         interval = Interval(strength, float(lows[i]), float(highs[i]), n)

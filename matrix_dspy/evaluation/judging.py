@@ -21,7 +21,8 @@ from matrix_dspy.evaluation.asking import Asker, AskOptions, Call, open_asker
 from matrix_dspy.evaluation.intervals import Interval, bootstrap_mean, wilson
 from matrix_dspy.evaluation.questions import Question, Questions
 from matrix_dspy.evaluation.record import Figure, check_judge, write_judged
-from matrix_dspy.loading import hash_prompt, load_program
+from matrix_dspy.loading import find_variant, hash_prompt, load_program, read_card
+from matrix_dspy.report.programs import describe_agreement
 from matrix_dspy.synthesis.thinking import split_thinking
 from matrix_dspy.text import clean_text, name_file
 
@@ -32,6 +33,8 @@ SAMPLED = SAMPLING["converser"]
 GREEDY = SamplingConfig(temperature=0.0, max_tokens=SAMPLED.max_tokens)
 REHEARSAL = "rehearsal"
 _SHOWN_FAULTS = 3
+_LABELLED = ("pair_judge", "arena_judge", "rating_judge")
+"""Judges whose agreement with the shipped labels `compile` measures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +204,11 @@ async def open_judge(judge: str, folder: Path, options: AskOptions) -> AsyncIter
         yield asker
 
 
-def warn_of_judge(asker: Asker, *sides: Answers) -> list[str]:
-    """Return the notes on who judges and is judged: a rehearsal, or a model that judges itself, which is logged too."""
+def warn_of_judge(asker: Asker, program: str, *sides: Answers) -> list[str]:
+    """Return the notes on who judges and is judged.
+
+    They name a rehearsal, a model that judges itself (logged too), and how far the judge is known to agree with labels.
+    """
     if asker.model == REHEARSAL:
         return ["the judge is the rehearsal, a set of rules: these figures show that the way works and are of no model"]
     own = [side.name for side in sides if side.model == asker.model]
@@ -210,7 +216,22 @@ def warn_of_judge(asker: Asker, *sides: Answers) -> list[str]:
     notes = [f"the judge {asker.model!r} judges its own answers ({name!r}); judges prefer their own" for name in own]
     for note in notes:
         log.warning("%s", note)
+    notes.append(tell_agreement(program, asker.model))
     return notes + [f"the answers of {name!r} are the rehearsal's, a set of rules, and no model's" for name in made_up]
+
+
+def tell_agreement(program: str, model: str) -> str:
+    """Return how far `model` agrees with labels as this judge, by the card of the state in use, or that nobody knows.
+
+    Raises:
+        StateMismatchError: the card cannot be read.
+    """
+    path = find_variant(program, "default")
+    found = ((read_card(path) if path is not None else {}).get("agreement") or {}).get(model)
+    if found:
+        return f"agreement of {model!r} with labels, as {program}: {describe_agreement(found)}"
+    remedy = f"; `compile {program} --lm ...` measures it" if program in _LABELLED else ""
+    return f"how far {model!r} agrees with labels as {program} is not known{remedy}"
 
 
 def describe_questions(questions: Questions) -> dict[str, Any]:

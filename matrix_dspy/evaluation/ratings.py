@@ -92,7 +92,7 @@ async def run_ratings(
     if not turns:
         raise RunError(f"{model.name!r} answered none of the {len(questions)} questions; there is nothing to rate")
     async with open_judge(judge, folder, options) as asker:
-        notes = warn_of_judge(asker, answers)
+        notes = warn_of_judge(asker, PROGRAM, answers)
         outcomes = await asker.ask(PROGRAM, [turn.build_call() for turn in turns], expect="rating")
     rows = [_write_row(turn, outcome) for turn, outcome in zip(turns, outcomes, strict=True)]
     if not any(outcome.is_ok for outcome in outcomes):

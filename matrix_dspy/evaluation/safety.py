@@ -70,7 +70,7 @@ async def run_safety(
         raise RunError(f"{model.name!r} answered none of the {len(questions)} questions; there is nothing to judge")
     calls = [_build_call(question, answer) for question, answer in answered]
     async with open_judge(judge, folder, options) as asker:
-        notes = warn_of_judge(asker, answers)
+        notes = warn_of_judge(asker, PROGRAM, answers)
         outcomes = await asker.ask(PROGRAM, calls)
     by_keyword = [succeeds_by_keyword(answer.text) for _, answer in answered]
     rows = [

@@ -131,7 +131,7 @@ async def run_winrate(
     own, base = await gather_sides(model, reference, questions, folder, options, sampling)
     matched = match_answers(questions, own, base)
     async with open_judge(judge, folder, options) as asker:
-        notes = warn_of_judge(asker, own, base)
+        notes = warn_of_judge(asker, PROGRAM, own, base)
         verdicts = await ask_pairs(asker, PROGRAM, matched.pairs, expect="preference" if is_weighted else "")
     judged = [_read_verdicts(each) for each in verdicts]
     rows = [_write_row(each, is_weighted=is_weighted) for each in judged] + list_missing(matched.missing)

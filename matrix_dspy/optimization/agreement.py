@@ -139,11 +139,11 @@ def describe_agreement(labels: Sequence[int], scores: Sequence[int], seed: int =
     }
 
 
-def describe_orders(preferred: Sequence[bool], preferred_turned: Sequence[bool], seed: int = 0) -> dict[str, Any]:
+def describe_orders(preferred: Sequence[float], preferred_turned: Sequence[float], seed: int = 0) -> dict[str, Any]:
     """Return how a judge of pairs does when asked in both orders: agreement, flips, and a tie counted as a half.
 
     `preferred` and `preferred_turned` say of each pair whether the labelled response was chosen in the first order and
-    in the other.
+    in the other, a half where neither was.
     """
     scores = [(one + other) / 2 for one, other in zip(preferred, preferred_turned, strict=True)]
     flips = [float(one != other) for one, other in zip(preferred, preferred_turned, strict=True)]

@@ -48,18 +48,20 @@ from matrix_dspy.optimization.accepting import (
 from matrix_dspy.optimization.guards import build_adapter
 from matrix_dspy.optimization.judged import (
     JUDGES,
+    PAIRED,
     SPLITS,
     JudgedRow,
     JudgedSet,
     Split,
     list_judged,
     load_judged,
+    read_level,
     sample_rows,
     turn_pair,
 )
 from matrix_dspy.optimization.measuring import JudgeReport, count_measuring, mean
 from matrix_dspy.optimization.metering import BudgetSpent, EngineDown, EngineRoom, Meter, MeteredEngine, raise_if_down
-from matrix_dspy.optimization.metrics import N_TRIES, Judge, Metric, Score, read_judge_card, read_level
+from matrix_dspy.optimization.metrics import N_TRIES, Judge, Metric, Score, read_judge_card
 from matrix_dspy.optimization.optimizers import (
     LONGEST_INSTRUCTION,
     MAX_DEMOS,
@@ -599,7 +601,7 @@ class _Compile:
         """Write the test rows' scores, and of a judge what it said beside the label."""
         rows = self.rows["test"]
         columns: dict[str, list[Any]] = {"id": [row.id for row in rows], "before": list(before), "after": list(after)}
-        if self.plan.program in JUDGES and self.plan.program != "pair_judge":
+        if self.plan.program in JUDGES and self.plan.program not in PAIRED:
             columns["label"] = [row.score for row in rows]
             columns["verdict"] = [output and read_level(self.plan.program, output) for output in outputs]
         write_parquet(pl.DataFrame(columns), folder / "scores.parquet")
@@ -647,7 +649,7 @@ class _Compile:
 
 def _load_set(plan: Plan) -> JudgedSet:
     judged = load_judged(plan.program, plan.judged)
-    if plan.program == "pair_judge":
+    if plan.program in PAIRED:
         rows = tuple(other for row in judged.rows for other in (row, turn_pair(row)))
         judged = JudgedSet(judged.program, rows, judged.rubric, judged.sha256)
     for name in SPLITS:

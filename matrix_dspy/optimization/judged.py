@@ -1,15 +1,16 @@
 """Judged sets: rows of a program's inputs and one output with a score from 1 to 5, a reason and a split.
 
 The shipped sets lie in `data/judged/<program>.jsonl`, each with its rubric and data card in `<program>.md`; a user's
-own file has the same form. Three programs are read in a way of their own: a judge's row holds the right verdict as its
-output, `pair_judge` has a preference in place of a score, and `output_judge` has no file: it learns from the rows of
-all programs that write.
+own file has the same form. A judge's row holds the right verdict as its output; a judge of pairs has a preference or a
+level in place of a score. Three judges have no file: `output_judge` learns from the rows of all programs that write,
+`arena_judge` from the pairs of `pair_judge` (which is better, by how much is not labelled), and `rating_judge` from the
+rows of `response_judge`.
 """
 
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,11 +27,18 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 LEVELS = (1, 2, 3, 4, 5)
 GOOD = 4
 """Lowest score of an output that does."""
-JUDGES = ("response_judge", "pair_judge", "output_judge", "instruction_rater")
+JUDGES = ("response_judge", "pair_judge", "output_judge", "instruction_rater", "arena_judge", "rating_judge")
 """Programs whose outputs are verdicts: tuned to agree with labels, in this order."""
+PAIRED = ("pair_judge", "arena_judge")
+"""Judges of two responses: asked in both orders."""
+BORROWED = {"arena_judge": "pair_judge", "rating_judge": "response_judge"}
+"""Judge to the one whose shipped rows it takes."""
+RATINGS = {1: 1, 2: 4, 3: 6, 4: 8, 5: 10}
+"""Score of `response_judge` to the rating from 1 to 10 whose words say the same."""
 QUALITIES = ("very poor", "poor", "average", "good", "excellent")
 DIFFICULTIES = ("very easy", "easy", "medium", "hard", "very hard")
 _CARD = "\n## Data card"
+_TURNED = str.maketrans("AB", "BA")
 
 
 class JudgedRow(BaseModel):
@@ -43,7 +51,7 @@ class JudgedRow(BaseModel):
     inputs: dict[str, Any]
     output: dict[str, Any]
     score: int | None = Field(default=None, ge=1, le=5)
-    """How good the output is; of a judge's row the verdict itself; None in a row of `pair_judge`."""
+    """How good the output is; of a judge's row the verdict itself; None in a row of two responses."""
     reason: str = ""
     case: str = ""
     """What kind of case the row is: `plain`, or the difficulty it shows."""
@@ -71,7 +79,8 @@ def judged_folder() -> Path:
 
 def list_judged() -> list[str]:
     """Return the programs that have a shipped set, in the order of the path."""
-    return [name for name in PROGRAMS if name == "output_judge" or (judged_folder() / f"{name}.jsonl").is_file()]
+    made = {"output_judge", *BORROWED}
+    return [name for name in PROGRAMS if name in made or (judged_folder() / f"{name}.jsonl").is_file()]
 
 
 def list_written() -> list[str]:
@@ -92,6 +101,8 @@ def load_judged(program: str, path: Path | None = None) -> JudgedSet:
     build_program(program)
     if path is None and program == "output_judge":
         return _join_written()
+    if path is None and program in BORROWED:
+        return _borrow(program)
     place = path or judged_folder() / f"{program}.jsonl"
     if not place.is_file():
         known = f"shipped are {', '.join(list_judged())}" if path is None else "check the path"
@@ -169,14 +180,31 @@ class RowCheck:
                 raise ValueError(f"{side} field {name!r}: {_describe(error)}") from None
 
     def _check_label(self, row: JudgedRow) -> None:
-        if self.program == "pair_judge":
+        if self.program in PAIRED:
             return
         if row.score is None:
             raise ValueError("it has no score; write a number from 1 to 5")
         if self.program in ("response_judge", "output_judge") and row.output["score"] != row.score:
             raise ValueError(f"its score is {row.score} but the verdict in its output says {row.output['score']}")
+        if self.program == "rating_judge" and read_level(self.program, row.output) != row.score:
+            raise ValueError(f"its score is {row.score} but the rating in its output is {row.output['rating']} of 10")
         if self.program == "instruction_rater" and QUALITIES[row.score - 1] != row.output["quality"]:
             raise ValueError(f"its score is {row.score} but the quality in its output is {row.output['quality']!r}")
+
+
+def read_level(program: str, output: Mapping[str, Any]) -> int:
+    """Return the level from 1 to 5 that a verdict on one response stands for."""
+    if program == "instruction_rater":
+        return QUALITIES.index(output["quality"]) + 1
+    return (int(output["rating"]) + 1) // 2 if program == "rating_judge" else int(output["score"])
+
+
+def read_preference(output: Mapping[str, Any]) -> str:
+    """Return which response a verdict on two prefers, A or B; empty for a tie."""
+    if "preference" in output:
+        return str(output["preference"])
+    level = str(output["level"])
+    return "" if "=" in level else level.partition(">")[0]
 
 
 def is_gold(program: str, row: JudgedRow) -> bool:
@@ -202,14 +230,17 @@ def read_output(program: str, row: JudgedRow) -> dict[str, Any]:
 
 
 def turn_pair(row: JudgedRow) -> JudgedRow:
-    """Return a row of `pair_judge` with its responses in the other order; its reason, which names them, is left out."""
+    """Return a row of two responses with them in the other order; its reason, which names them, is left out."""
     inputs = {
         "instruction": row.inputs["instruction"],
         "response_a": row.inputs["response_b"],
         "response_b": row.inputs["response_a"],
     }
-    preference = "B" if row.output["preference"] == "A" else "A"
-    output = {"reason": "", "preference": preference}
+    output = {"reason": ""} | {
+        name: verdict.translate(_TURNED).replace("B=A", "A=B")
+        for name, verdict in row.output.items()
+        if name in ("preference", "level")
+    }
     return row.model_copy(update={"id": f"{row.id}-turned", "inputs": inputs, "output": output, "reason": ""})
 
 
@@ -220,7 +251,7 @@ def sample_rows(rows: Sequence[JudgedRow], n: int, seed: int) -> list[JudgedRow]
     generator = random.Random(seed)
     strata: dict[Any, list[JudgedRow]] = {}
     for row in rows:
-        key = (row.id.rpartition("-")[0], row.score if row.score is not None else row.output.get("preference"))
+        key = (row.id.rpartition("-")[0], row.score if row.score is not None else read_preference(row.output))
         strata.setdefault(key, []).append(row)
     queues = [generator.sample(each, len(each)) for each in strata.values()]
     generator.shuffle(queues)
@@ -238,6 +269,25 @@ def _join_written() -> JudgedSet:
     for name in list_written():
         rows += judge_rows(load_judged(name))
     return JudgedSet("output_judge", tuple(rows), "", _hash_rows(rows))
+
+
+def _borrow(program: str) -> JudgedSet:
+    """Return the rows of another judge as rows of this one."""
+    lender = load_judged(BORROWED[program])
+    lend = _to_level if program in PAIRED else _to_rating
+    rows = [lend(row).model_copy(update={"id": row.id.replace(lender.program, program)}) for row in lender.rows]
+    return JudgedSet(program, tuple(rows), lender.rubric, _hash_rows(rows))
+
+
+def _to_level(row: JudgedRow) -> JudgedRow:
+    level = "A>B" if row.output["preference"] == "A" else "B>A"
+    return row.model_copy(update={"output": {"reason": row.output["reason"], "level": level}})
+
+
+def _to_rating(row: JudgedRow) -> JudgedRow:
+    inputs = {"earlier": [], "known_answers": [], **row.inputs}
+    output = {"reason": row.output["reason"], "rating": RATINGS[row.output["score"]]}
+    return row.model_copy(update={"inputs": inputs, "output": output})
 
 
 def judge_rows(judged: JudgedSet) -> list[JudgedRow]:

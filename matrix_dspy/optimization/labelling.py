@@ -29,6 +29,8 @@ from matrix_dspy.optimization.judged import (
     RowCheck,
     Split,
     load_judged,
+    read_level,
+    read_preference,
     read_rows,
 )
 from matrix_dspy.text import clean_value
@@ -201,6 +203,12 @@ def _ask_label(program: str, row: Unlabelled, ask: Ask) -> dict[str, Any]:
     levels = tuple(map(str, LEVELS))
     if program == "pair_judge":
         score, output = None, {"preference": _ask_word(ask, "better (a or b): ", ("a", "b"), -1).upper()}
+    elif program == "arena_judge":
+        words = ("a>>b", "a>b", "a=b", "b>a", "b>>a")
+        score, output = None, {"level": _ask_word(ask, f"level ({', '.join(words)}): ", words, -1).upper()}
+    elif program == "rating_judge":
+        output = {"rating": int(_ask_word(ask, "rating from 1 to 10: ", tuple(map(str, range(1, 11))), -1))}
+        score = read_level(program, output)
     else:
         score = int(_ask_word(ask, "score: ", levels, -1))
         output = {"score": score} if program in JUDGES else row.output
@@ -266,7 +274,7 @@ def _say_agreement(done: list[JudgedRow], rows: list[Unlabelled], tell: Tell) ->
     if not both:
         return
     if both[0][0].score is None:
-        same = sum(own.output["preference"] == other.output["preference"] for own, other in both)
+        same = sum(read_preference(own.output) == read_preference(other.output) for own, other in both)
         tell(f"the same preference as the shipped set in {same} of {len(both)}")
         return
     own, other = [row.score or 0 for row, _ in both], [row.score or 0 for _, row in both]

@@ -10,8 +10,17 @@ from typing import Any
 import dspy
 
 from matrix_dspy.optimization import agreement
-from matrix_dspy.optimization.judged import GOOD, JUDGES, LEVELS, JudgedRow, load_judged, sample_rows
-from matrix_dspy.optimization.metrics import Metric, read_level
+from matrix_dspy.optimization.judged import (
+    GOOD,
+    JUDGES,
+    LEVELS,
+    PAIRED,
+    JudgedRow,
+    load_judged,
+    read_level,
+    sample_rows,
+)
+from matrix_dspy.optimization.metrics import Metric
 
 N_REPEATS = 2
 """Times a judge is asked again for its noise, on `N_NOISE_ROWS` rows."""
@@ -32,7 +41,7 @@ class JudgeReport:
 
     def describe(self, rows: Sequence[JudgedRow], outputs: Sequence[Output | None]) -> dict[str, Any]:
         """Return what a card says of the judge."""
-        if self.program == "pair_judge":
+        if self.program in PAIRED:
             return self._describe_pairs(rows, outputs)
         labels = [row.score or 0 for row in rows]
         scores = [
@@ -64,13 +73,13 @@ class JudgeReport:
 
     def _describe_pairs(self, rows: Sequence[JudgedRow], outputs: Sequence[Output | None]) -> dict[str, Any]:
         right = {
-            row.id: output is not None and output["preference"] == row.output["preference"]
+            row.id: 0.0 if output is None else self.metric.measure(row, output).value
             for row, output in zip(rows, outputs, strict=True)
         }
         first = [row.id for row in rows if not row.id.endswith("-turned")]
         one, other = [right[name] for name in first], [right[f"{name}-turned"] for name in first]
         found = agreement.describe_orders(one, other, self.seed)
-        agreed = [float(a) for a, b in zip(one, other, strict=True) if a == b]
+        agreed = [a for a, b in zip(one, other, strict=True) if a == b]
         found["probability"] = {"both_orders": round(mean(agreed), 4), "tie": 0.5}
         found["is_calibrated"] = len(first) >= agreement.LEAST_PAIRS
         return found
@@ -123,7 +132,7 @@ def _farthest(label: int) -> int:
 def count_measuring(program: str, n_val: int, n_test: int, per_row: int) -> int:
     """Return the calls to measure start and result on validation and test rows, and a judge's noise and pairs."""
     n = 2 * (n_val + n_test) * per_row
-    if program in JUDGES and program != "pair_judge":
+    if program in JUDGES and program not in PAIRED:
         n += N_REPEATS * min(N_NOISE_ROWS, n_test)
     if program == "response_judge":
         n += 2 * len(load_judged("pair_judge").split("test"))

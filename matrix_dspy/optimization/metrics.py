@@ -22,10 +22,13 @@ from matrix_dspy.optimization.judged import (
     GOOD,
     JUDGES,
     LEVELS,
+    PAIRED,
     QUALITIES,
     JudgedRow,
     JudgedSet,
     build_example,
+    read_level,
+    read_preference,
 )
 from matrix_dspy.text import clean_text, clean_value
 
@@ -169,10 +172,11 @@ class Metric:
         )
 
     def _agree(self, row: JudgedRow, output: Mapping[str, Any]) -> Score:
-        if self.program == "pair_judge":
-            is_right = output["preference"] == row.output["preference"]
+        if self.program in PAIRED:
+            label, found = read_preference(row.output), read_preference(output)
             why = f" {row.reason or row.output['reason']}".rstrip()
-            return Score(float(is_right), f"The better answer is {row.output['preference']}.{why}")
+            better = f"The better answer is {label}." if label else "Neither answer is better."
+            return Score(1.0 if found == label else 0.5 if not found or not label else 0.0, f"{better}{why}")
         if self.program == "instruction_rater":
             quality = self._compare(QUALITIES, output["quality"], row.output["quality"], "quality")
             difficulty = self._compare(DIFFICULTIES, output["difficulty"], row.output["difficulty"], "difficulty")
@@ -180,19 +184,15 @@ class Metric:
                 f"{quality.words} {row.output['quality_reason']} {difficulty.words} {row.output['difficulty_reason']}"
             )
             return Score((quality.value + difficulty.value) / 2, words)
-        label, found = row.output["score"], int(output["score"])
+        label, found = (read_level(self.program, each) for each in (row.output, output))
         rubric = row.inputs.get("rubric", self.rubric)
-        words = f"You gave {found}, the label is {label}: {row.reason} {_quote_level(rubric, label)}".rstrip()
+        given = f"{output['rating']} of 10, which is level {found}" if self.program == "rating_judge" else str(found)
+        words = f"You gave {given}, the label is {label}: {row.reason} {_quote_level(rubric, label)}".rstrip()
         return Score(_closeness(label, found), words)
 
     def _compare(self, levels: tuple[str, ...], found: str, label: str, what: str) -> Score:
         value = _closeness(levels.index(label) + 1, levels.index(found) + 1)
         return Score(value, f"You called the {what} {found!r}, the label is {label!r}.")
-
-
-def read_level(program: str, output: Mapping[str, Any]) -> int:
-    """Return the level from 1 to 5 that a judge's output stands for."""
-    return QUALITIES.index(output["quality"]) + 1 if program == "instruction_rater" else int(output["score"])
 
 
 def _name_inputs(inputs: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import dspy
 import numpy as np
 
 from matrix_dspy.optimization.guards import build_adapter, limit_metric_calls
-from matrix_dspy.optimization.judged import JUDGES, JudgedRow, is_gold, read_output
+from matrix_dspy.optimization.judged import JUDGES, JudgedRow, is_gold, read_output, read_preference
 from matrix_dspy.text import count_words
 
 OptimizerName = Literal["labeled", "bootstrap", "mipro", "gepa", "simba"]
@@ -30,6 +30,8 @@ MAX_DEMOS: dict[str, int] = {
     "response_judge": 3,
     "pair_judge": 1,
     "output_judge": 0,
+    "arena_judge": 0,
+    "rating_judge": 3,
     "critic": 1,
     "reviser": 1,
 }
@@ -134,7 +136,7 @@ def _build_demo(program: str, row: JudgedRow) -> dspy.Example:
 
 
 def _level(row: JudgedRow) -> Any:
-    return row.output.get("preference") if row.score is None else row.score
+    return read_preference(row.output) if row.score is None else row.score
 
 
 def _say(inputs: dict[str, Any]) -> str:

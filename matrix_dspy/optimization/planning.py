@@ -7,12 +7,13 @@ from typing import Any
 from matrix_dspy.errors import ConfigError, did_you_mean
 from matrix_dspy.loading import PROGRAMS, build_program
 from matrix_dspy.optimization.compiling import Plan, forecast
-from matrix_dspy.optimization.judged import JUDGES, list_judged
+from matrix_dspy.optimization.judged import BORROWED, JUDGES, list_judged
 from matrix_dspy.optimization.optimizers import OPTIMIZERS, choose_optimizer
 from matrix_dspy.report.prices import find_price
 
 JUDGE, ALL = "judge", "all"
-_FIRST = ("output_judge", *(name for name in JUDGES if name != "output_judge"))
+_FIRST = ("output_judge", *(name for name in JUDGES if name != "output_judge" and name not in BORROWED))
+"""Judges that data is made by; those that only evaluate have no bearing on the other programs."""
 
 
 def order_programs(names: Iterable[str]) -> list[str]:

@@ -75,12 +75,13 @@ def describe_card(card: Mapping[str, Any]) -> Iterator[str]:
         calls, labels = card["calls"]["total"], card["judged"]["sha256"][:12]
         yield f"{calls:,} calls, {card['candidates']} candidates, labels {labels}"
     for model, found in (card.get("agreement") or {}).items():
-        yield f"agreement with labels on {model}: {_say_agreement(found)}"
+        yield f"agreement with labels on {model}: {describe_agreement(found)}"
         for program, own in found.get("by_program", {}).items():
-            yield f"  {program:18} {_say_agreement(own)}"
+            yield f"  {program:18} {describe_agreement(own)}"
 
 
-def _say_agreement(found: Mapping[str, Any]) -> str:
+def describe_agreement(found: Mapping[str, Any]) -> str:
+    """Return in words how far a judge agrees with labels, from what its card says of one model."""
     if "kappa" in found:
         return (
             f"kappa {_say(found['kappa'])}, Spearman {_say(found['spearman'])}, "

@@ -223,3 +223,13 @@ def test_much_better_counts_three_times():
     assert read_verdict("B<<A") == read_verdict(" a >> b ") == (1.0, 3.0)
     with pytest.raises(TableError, match="no verdict 'A>>>B'; use one of A>>B, A>B"):
         read_verdict("A>>>B")
+
+
+def test_nothing_but_ties_leaves_doubt():
+    battles = [Battle("oak", "elm", 0.5, 1.0, f"p{i}") for i in range(10)]
+
+    found = find(rank_models(battles, "elm", n_resamples=50), "oak")
+
+    assert found.win_rate.value == 50
+    assert found.win_rate.low < 30 and found.win_rate.high > 70
+    assert not found.is_regularised

@@ -22,6 +22,7 @@ from matrix_dspy.evaluation.length_control import Difficulty
 from matrix_dspy.evaluation.questions import Questions
 from matrix_dspy.evaluation.record import Evaluation, read_evaluation
 from matrix_dspy.evaluation.winrate import read_annotations_winrate, run_winrate
+from matrix_dspy.loading import build_program, save_program
 from tests.evaluation.judges import (
     GARBAGE,
     OPTIONS,
@@ -492,6 +493,26 @@ def test_a_judge_of_its_own_answers_is_warned_of(tmp_path: Path, caplog: pytest.
     note = "the judge 'itself' judges its own answers ('new'); judges prefer their own"
     assert note in found.notes and note in caplog.text
     assert found.find("win rate").value == 0.0
+
+
+def test_it_is_said_how_far_the_judge_agrees_with_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    judge = Judge(lambda asked: pick("A"), model="known")
+
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+    found, _ = compare(tmp_path / "before", judge, number("new"), number("old"))
+    assert (
+        "how far 'known' agrees with labels as pair_judge is not known; `compile pair_judge --lm ...` measures it"
+        in found.notes
+    )
+
+    figure = {"value": 0.87, "low": 0.8, "high": 0.93}
+    card = {"agreement": {"known": {"agreement": figure, "order_flips": figure | {"value": 0.05}, "n": 100}}}
+    save_program(build_program("pair_judge"), Path("optimized/pair_judge/default.json"), card=card)
+    found, _ = compare(tmp_path / "after", judge, number("new"), number("old"))
+    words = "0.870 [0.800, 0.930] of pairs, order flips 0.05, n 100"
+    assert f"agreement of 'known' with labels, as pair_judge: {words}" in found.notes
 
 
 def test_answers_of_the_rehearsal_are_told_even_where_a_model_judges_them(tmp_path: Path):

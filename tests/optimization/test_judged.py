@@ -9,6 +9,7 @@ import pytest
 from matrix_dspy.errors import ProgramNotFoundError, TableError
 from matrix_dspy.loading import PROGRAMS
 from matrix_dspy.optimization.judged import (
+    BORROWED,
     JUDGES,
     SPLITS,
     JudgedRow,
@@ -19,7 +20,9 @@ from matrix_dspy.optimization.judged import (
     list_judged,
     list_written,
     load_judged,
+    read_level,
     read_output,
+    read_preference,
     read_rows,
     sample_rows,
     turn_pair,
@@ -350,8 +353,59 @@ def test_what_is_listed_is_there_and_in_the_order_of_the_path():
     names = list_judged()
 
     assert names == [name for name in PROGRAMS if name in names]
-    assert all(name == "output_judge" or (judged_folder() / f"{name}.jsonl").is_file() for name in names)
+    made = {"output_judge", *BORROWED}
+    assert all((name in made) != (judged_folder() / f"{name}.jsonl").is_file() for name in names)
     assert list_written() == [name for name in names if name not in JUDGES]
+
+
+# ---- judges of evaluations learn from the labels of others
+
+
+def test_the_arena_judges_rows_say_which_is_better_and_not_by_how_much():
+    pairs, borrowed = load_judged("pair_judge"), load_judged("arena_judge")
+
+    assert [row.id for row in borrowed.rows] == [row.id.replace("pair_", "arena_") for row in pairs.rows]
+    for row, made in zip(pairs.rows, borrowed.rows, strict=True):
+        assert (made.inputs, made.split, made.score) == (row.inputs, row.split, None)
+        assert made.output["level"] in ("A>B", "B>A")
+        assert read_preference(made.output) == row.output["preference"]
+    assert borrowed.rubric == pairs.rubric
+
+
+def test_the_rating_judges_rows_have_the_rating_that_says_the_same_as_the_score():
+    scored, borrowed = load_judged("response_judge"), load_judged("rating_judge")
+
+    for row, made in zip(scored.rows, borrowed.rows, strict=True):
+        assert made.inputs == {"earlier": [], "known_answers": [], **row.inputs}
+        assert read_level("rating_judge", made.output) == made.score == row.score
+    assert {made.output["rating"] for made in borrowed.rows} == {1, 4, 6, 8, 10}
+
+
+@pytest.mark.parametrize("name", sorted(BORROWED))
+def test_borrowed_rows_can_be_written_and_read_again(tmp_path: Path, name: str):
+    made = list(load_judged(name).rows)
+    path = write(tmp_path / "mine.jsonl", *(row.model_dump() for row in made))
+
+    assert list(load_judged(name, path).rows) == made
+
+
+def test_a_rating_that_is_not_its_score_is_refused(tmp_path: Path):
+    row = load_judged("rating_judge").rows[0].model_dump()
+    path = write(tmp_path / "mine.jsonl", row | {"score": 3, "output": {"reason": "", "rating": 9}})
+
+    with pytest.raises(TableError, match="its score is 3 but the rating in its output is 9 of 10"):
+        load_judged("rating_judge", path)
+
+
+@pytest.mark.parametrize(
+    ("level", "turned", "preferred"),
+    [("A>>B", "B>>A", "A"), ("A>B", "B>A", "A"), ("A=B", "A=B", ""), ("B>A", "A>B", "B"), ("B>>A", "A>>B", "B")],
+)
+def test_a_level_is_turned_with_its_pair(level: str, turned: str, preferred: str):
+    row = load_judged("arena_judge").rows[0].model_copy(update={"output": {"reason": "A.", "level": level}})
+
+    assert turn_pair(row).output == {"reason": "", "level": turned}
+    assert read_preference(row.output) == preferred
 
 
 # ---- pairs

@@ -11,6 +11,7 @@ import pytest
 from matrix_dspy.curation.base import build_shingles, measure_jaccard
 from matrix_dspy.optimization.agreement import measure_spearman
 from matrix_dspy.optimization.judged import (
+    BORROWED,
     JUDGES,
     LEVELS,
     SPLITS,
@@ -252,4 +253,4 @@ def test_a_shipped_set_is_written_as_it_is_read(name: str):
 
 
 def test_every_set_is_listed():
-    assert set(list_judged()) == {*SETS, "output_judge"}
+    assert set(list_judged()) == {*SETS, "output_judge", *BORROWED}

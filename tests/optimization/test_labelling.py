@@ -15,7 +15,7 @@ import pytest
 from matrix_dspy import load_program, run_program
 from matrix_dspy.errors import MatrixError, TableError
 from matrix_dspy.loading import build_program
-from matrix_dspy.optimization.judged import SPLITS, JudgedRow, list_judged, load_judged
+from matrix_dspy.optimization.judged import PAIRED, SPLITS, JudgedRow, list_judged, load_judged
 from matrix_dspy.optimization.labelling import HELP, choose_split, label, read_source
 from tests.conftest import ROOT, run_cli
 from tests.toys import Call, ToyEngine
@@ -289,6 +289,20 @@ def test_pairs_are_labelled_by_preference(tmp_path: Path):
     assert person.questions[:2] == ["better (a or b): ", f"{HELP.replace('1 to 5', 'a, b')}: "]
 
 
+def test_levels_and_ratings_are_labelled_in_their_own_words(tmp_path: Path):
+    pairs = write(tmp_path / "pairs.jsonl", {"instruction": "Say hi.", "response_a": "No.", "response_b": "Hi."})
+    answers = {"earlier": [], "known_answers": [], "instruction": "Say hi.", "response": "Hi."}
+    rows = write(tmp_path / "rows.jsonl", answers)
+
+    sit(Person("b", "B>>A", "A declines."), tmp_path / "levels.jsonl", pairs, "arena_judge")
+    sit(Person("11", "9", "Short."), tmp_path / "ratings.jsonl", rows, "rating_judge")
+
+    (level,) = load_judged("arena_judge", tmp_path / "levels.jsonl").rows
+    assert (level.score, level.output) == (None, {"reason": "A declines.", "level": "B>>A"})
+    (rating,) = load_judged("rating_judge", tmp_path / "ratings.jsonl").rows
+    assert (rating.score, rating.output) == (5, {"reason": "Short.", "rating": 9})
+
+
 def test_an_instruction_is_rated_twice(tmp_path: Path):
     source = write(tmp_path / "rows.jsonl", {"instruction": "Say hi."}, {"instruction": "Say no."})
     person = Person("4", "u", "5", "1", "Clear.", "One word.", "3", "2", "Short.", "s")
@@ -315,7 +329,7 @@ def test_the_output_judge_is_labelled_on_what_programs_wrote(tmp_path: Path):
     assert "--- given: rubric" in person.screen and "--- given: written" in person.screen
 
 
-@pytest.mark.parametrize("name", [name for name in list_judged() if name not in ("output_judge", "pair_judge")])
+@pytest.mark.parametrize("name", [name for name in list_judged() if name not in ("output_judge", *PAIRED)])
 def test_every_shipped_set_can_be_labelled_and_read_again(tmp_path: Path, name: str):
     answers = ["4", "2", "a", "b"] if name == "instruction_rater" else ["4", "a"]
 

@@ -12,8 +12,17 @@ from matrix_dspy.engine.lm import build_lm
 from matrix_dspy.errors import ConfigError
 from matrix_dspy.loading import build_program
 from matrix_dspy.optimization.guards import build_adapter
-from matrix_dspy.optimization.judged import JUDGES, LEVELS, JudgedRow, JudgedSet, list_judged, load_judged
-from matrix_dspy.optimization.metrics import Judge, Metric, Score, UnjudgedError, read_judge_card, read_level
+from matrix_dspy.optimization.judged import (
+    JUDGES,
+    LEVELS,
+    PAIRED,
+    JudgedRow,
+    JudgedSet,
+    list_judged,
+    load_judged,
+    read_level,
+)
+from matrix_dspy.optimization.metrics import Judge, Metric, Score, UnjudgedError, read_judge_card
 
 QUALITY = [0.0, 0.1, 0.4, 0.7, 0.9]
 RUBRIC = (
@@ -350,7 +359,7 @@ def test_the_output_judge_is_told_by_the_rubric_of_the_row():
     assert metric.measure(row, {"reason": "", "score": 2}).words.endswith("The rubric on 2: rotten")
 
 
-@pytest.mark.parametrize("name", [name for name in list_judged() if name not in ("output_judge", "pair_judge")])
+@pytest.mark.parametrize("name", [name for name in list_judged() if name not in ("output_judge", *PAIRED)])
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_shipped_rubric_can_be_quoted(name: str, level: int):
     rubric = load_judged(name).rubric
@@ -401,6 +410,31 @@ def test_a_judge_of_pairs_is_right_or_wrong():
     assert (wrong.value, wrong.words) == (0.0, "The better answer is A. Still two short.")
     plain = row.model_copy(update={"reason": ""})
     assert metric.measure(plain, {"preference": "B"}).words == "The better answer is A. B declines."
+
+
+def test_a_judge_of_levels_is_right_by_their_side_whatever_their_strength():
+    inputs = {"instruction": "Say hi.", "response_a": "Hi.", "response_b": "No."}
+    row = make_row(id="arena_judge-001", inputs=inputs, output={"reason": "B declines.", "level": "A>B"}, score=None)
+    metric = Metric("arena_judge", make_set("arena_judge", row))
+
+    values = [metric.measure(row, {"reason": "", "level": level}).value for level in ("A>>B", "A>B", "A=B", "B>A")]
+    tie = row.model_copy(update={"output": {"reason": "Alike.", "level": "A=B"}, "reason": ""})
+
+    assert values == [1.0, 1.0, 0.5, 0.0]
+    said = metric.measure(tie, {"reason": "", "level": "B>>A"})
+    assert (said.value, said.words) == (0.5, "Neither answer is better. Alike.")
+    assert metric.measure(tie, {"reason": "", "level": "A=B"}).value == 1.0
+
+
+def test_a_rating_is_compared_by_its_level():
+    inputs = {"earlier": [], "known_answers": [], "instruction": "Say hi.", "response": "No."}
+    row = make_row(id="rating_judge-001", inputs=inputs, output={"reason": "x", "rating": 6}, score=3)
+    metric = Metric("rating_judge", make_set("rating_judge", row))
+
+    assert metric.measure(row, {"reason": "", "rating": 5}).value == 1.0
+    far = metric.measure(row, {"reason": "", "rating": 9})
+    assert far.value < 0.6
+    assert far.words.startswith("You gave 9 of 10, which is level 5, the label is 3: Still two short.")
 
 
 def test_levels_of_all_judges_are_read_as_numbers():
