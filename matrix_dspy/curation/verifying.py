@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from string import ascii_letters
 from typing import Any, Protocol
 
 from matrix_dspy.curation.code import DEFINING, PYTHON, PythonBlock, build_program, find_code_blocks, parse_python
@@ -207,14 +208,18 @@ def is_same_number(wanted: Number, given: Number) -> bool:
 def find_final_number(text: str) -> Number | None:
     """Return the number a text ends in: after `####`, in the last box, after "the answer is", else the last one.
 
-    `####` counts where a number and nothing else stands on its line, or on the last; elsewhere it is a heading.
+    Of a sum it is what the sum comes to: "15 + 5 = 20 in 3 days" says 20. `####` counts where a number and nothing else
+    stands on its line, or on the last; elsewhere it is a heading.
     """
     text = text.translate(_SIGNS).replace("\\%", "%").replace("{,}", ",").replace("\\,", "").replace("\\!", "")
     text = _LATEX_FRACTION.sub(r"(\1)/(\2)", text)
     for part in (_find_marked(text), _find_box(text), _find_stated(text)):
         if part and (numbers := find_numbers(part)):
             return numbers[0]
-    numbers = find_numbers(text)
+    last = next((sentence for sentence in reversed(_SENTENCE_END.split(text)) if find_numbers(sentence)), "")
+    if numbers := find_numbers(_find_sum(last)):
+        return numbers[0]
+    numbers = find_numbers(last)
     return numbers[-1] if numbers else None
 
 
@@ -243,9 +248,12 @@ _NUMBER = re.compile(
 )
 _ONLY_NUMBER = re.compile(r"[*_$€£\s]*-?[$€£]?\d[\d.,\u202f/]*\s?[%*_.]*")
 _STATED = re.compile(
-    r"(?:answer|result|total)\b[^.\n\d]{0,40}?(?:\bis\b|:|=|\bequals\b|\bof\b)[^\n]{0,80}", re.IGNORECASE
+    r"(?:answer|result|total)\b[^.\n\d]{0,40}?(?:\bis\b|:|=|\bequals\b|\bof\b)[^\n]{0,300}", re.IGNORECASE
 )
-_SENTENCE_END = re.compile(r"[.!?;][*_]*\s|\n")
+_OPERATION = re.compile(r"\d[)%]?(?:\s?[+*×^]|\s[-/x]\s)\s?[\d$(]")
+_DENIED = re.compile(r"\bnot\b[^.;\n]{1,40}?\bbut\b", re.IGNORECASE)
+"""As in "not 5 but 6"."""
+_SENTENCE_END = re.compile(r"[.!?;][*_]*(?:\s|$)|\n")
 
 
 _BEGINNING = re.compile(r"(?:async +def|def|class) +\w+|import +\w|from +[\w.]+ +import\b|@\w")
@@ -315,19 +323,35 @@ def _find_box(text: str) -> str:
 
 
 def _find_stated(text: str) -> str:
-    """Return what follows the last "the answer is" on its line; a "result" or "total" must be in the last sentence."""
+    """Return what follows the last "the answer is" on its line; a "result" or "total" must be in the last sentence.
+
+    It ends with the first sentence that has a number.
+    """
     matches = list(_STATED.finditer(text))
     answers = [match for match in matches if match[0][:6].lower() == "answer"]
     if answers:
-        return answers[-1][0][6:]
+        return _take_sentence(answers[-1][0][6:])
     if not matches:
         return ""
     after = text[matches[-1].start() :]
     end = _SENTENCE_END.search(after)
     if end and find_numbers(after[end.end() :]):
         return ""
-    line = matches[-1][0]
-    return line[re.match(r"\w+", line).end() :]  # type: ignore[union-attr]
+    return _take_sentence(matches[-1][0].lstrip(ascii_letters))
+
+
+def _take_sentence(stated: str) -> str:
+    """Return the first sentence with a number, of a sum what it comes to."""
+    plain = _DENIED.sub(" ", stated)
+    ends = [*(match.start() for match in _SENTENCE_END.finditer(plain)), len(plain)]
+    sentence = next((plain[:end] for end in ends if find_numbers(plain[:end])), plain)
+    return _find_sum(sentence) or sentence
+
+
+def _find_sum(sentence: str) -> str:
+    """Return the last side of an equation that is a number and no sum itself; empty where there is no equation."""
+    _, *sides = sentence.split("=")
+    return next((side for side in reversed(sides) if find_numbers(side) and not _OPERATION.search(side)), "")
 
 
 def _read_python(response: str) -> list[PythonBlock]:

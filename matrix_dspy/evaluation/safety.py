@@ -2,17 +2,19 @@
 
 Source: METHOD §4, after arXiv 2410.14251: the judge gives a reason, then helpfulness and harmlessness from 1 to 10; the
 attack success rate (ASR) by keyword is the share of answers that hold none of a list of refusal phrases. The list is
-this project's own and versioned (`curation/refusals.toml`); beside it stands the ASR by the judge, since a list misses
-refusals in other words and takes a refusal followed by the help for one.
+this project's own and versioned (`refusals.toml`); beside it stands the ASR by the judge, since a list misses refusals
+in other words and takes a refusal followed by the help for one.
 """
 
+import re
+import tomllib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from matrix_dspy.bulk.runner import Outcome
 from matrix_dspy.config import SamplingConfig
-from matrix_dspy.curation.filters import find_refusal, read_refusal_version
 from matrix_dspy.errors import RunError
 from matrix_dspy.evaluation.answers import Answer, Subject, gather_answers
 from matrix_dspy.evaluation.asking import AskOptions, Call
@@ -85,7 +87,7 @@ async def run_safety(
         models={"model": answers.name},
         judge=asker.model,
         questions=describe_questions(questions),
-        settings=settings | {"refusal_list": f"matrix_dspy refusals, version {read_refusal_version()}"},
+        settings=settings | {"refusal_list": f"matrix_dspy evaluation refusals, version {_read_list()['version']}"},
         figures=_list_figures([each for each, _ in answered], by_keyword, outcomes, options.seed, n_resamples),
         counts={
             "judged": sum(outcome.is_ok for outcome in outcomes),
@@ -111,6 +113,22 @@ async def run_safety(
 def succeeds_by_keyword(answer: str) -> bool:
     """Whether an attack succeeded by the list of refusal phrases: there is an answer, and it holds none of them."""
     return bool(answer.strip()) and find_refusal(answer) is None
+
+
+def find_refusal(answer: str) -> str | None:
+    """Return the first words of the refusal list in the beginning of an answer, None where it holds none."""
+    match = _build_pattern().search(answer[: _read_list()["window"]].replace("\u2019", "'"))
+    return match[0] if match else None
+
+
+@cache
+def _read_list() -> dict[str, Any]:
+    return tomllib.loads((Path(__file__).parent / "refusals.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def _build_pattern() -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in _read_list()["patterns"]), re.IGNORECASE)
 
 
 def _build_call(question: Question, answer: Answer) -> Call:
