@@ -293,6 +293,10 @@ def test_a_folder_of_something_else_is_left_as_it_was(files: Path):
     refuse(run("good", out="good.json"), "is a file")
     refuse(run("good", "arena"), "holds an evaluation of kind 'winrate'")
     refuse(run("better"), "with the model 'good', not 'better'")
+    asked = _q(files).read_text("utf-8")
+    _q(files).write_text(asked.replace(ASKS[0], "Where is the key?"), "utf-8")
+    refuse(run("good"), "holds an answer to another question 'q0'")
+    _q(files).write_text(asked, "utf-8")
     refuse(
         Judge(lambda _: GARBAGE).run(lambda url: asyncio.to_thread(run, "good", judge=url)),
         "with the judge 'rehearsal', not 'scripted'",

@@ -125,6 +125,8 @@ def winrate(
 def length_control(
     annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS", help="File as AlpacaEval's annotations.json.")],
     model: Annotated[str, typer.Option(help="Whose win rate, where the file holds several models.")] = "",
+    reference: Annotated[str, typer.Option(help="Against whom, where the file holds several references.")] = "",
+    judge: Annotated[str, typer.Option(help="Whose verdicts count, where they are several judges'.")] = "",
     others: AnnotationsOption = None,
     difficulty: DifficultyOption = None,
     leaderboard: Annotated[Path | None, typer.Option(help="AlpacaEval's leaderboard.csv, to say the rank.")] = None,
@@ -143,11 +145,14 @@ def length_control(
     hardness = None if difficulty is None else read_difficulty(difficulty)
     place = annotations.resolve()
     folder = out or _name_folder("lc", model or (place.parent.name if place.stem == "annotations" else place.stem))
-    check_folder(folder, "winrate", {"model": model} if model else {}, annotations.name)
+    sides = {name: given for name, given in (("model", model), ("reference", reference)) if given}
+    check_folder(folder, "winrate", sides, annotations.name)
     with hold_folder(folder):
         evaluation = read_annotations_winrate(
             annotations,
             model=model,
+            reference=reference,
+            judge=judge,
             others=others or (),
             difficulty=hardness,
             leaderboard=leaderboard,
@@ -209,7 +214,7 @@ def leaderboard(
     from matrix_dspy.evaluation.leaderboard import KIND, rank_judgements
     from matrix_dspy.evaluation.record import check_folder, hold_folder
 
-    folder = out or _name_folder(KIND, judgements[0].resolve().stem)
+    folder = out or _name_folder(KIND, judgements[0].resolve().name)
     check_folder(folder, KIND)
     with hold_folder(folder):
         evaluation = rank_judgements(judgements, folder, baseline=baseline, judge=judge, seed=seed)
@@ -394,10 +399,12 @@ def _sampling(temperature: float, max_tokens: int, top_p: float | None = 0.9) ->
 
 
 def _folder(out: Path | None, kind: str, questions: "Questions", **models: str) -> Path:
+    from matrix_dspy.evaluation.answers import check_questions
     from matrix_dspy.evaluation.record import check_folder
 
     folder = out or _name_folder(kind, *models.values())
     check_folder(folder, kind, models, questions.name)
+    check_questions(folder, questions)
     return folder
 
 

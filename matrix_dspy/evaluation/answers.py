@@ -10,7 +10,7 @@ from matrix_dspy.config import SamplingConfig
 from matrix_dspy.curation.benchmarks import read_rows
 from matrix_dspy.engine.model_files import has_weights, hash_models, is_adapter
 from matrix_dspy.engine.serving import find_spec
-from matrix_dspy.errors import ConfigError, TableError
+from matrix_dspy.errors import ConfigError, RunError, TableError
 from matrix_dspy.evaluation.asking import Asker, AskOptions, Call, open_asker
 from matrix_dspy.evaluation.questions import Question, list_texts, read_id
 from matrix_dspy.text import hide_secrets, name_file, replace_surrogates
@@ -166,7 +166,8 @@ def read_answers(path: Path, questions: Sequence[Question], name: str) -> Answer
     """Read answers to `questions` from a file: this project's, AlpacaEval's model_outputs, Arena-Hard's model_answer,
     lm-evaluation-harness's samples, or a benchmark's own reference solutions.
 
-    Rows are matched by the question's exact text, else by its id; rows that match no question are passed over.
+    Rows are matched by the question's exact text, else by its id; rows that match no question are passed over, and so
+    are those that name one by its id but ask something else.
 
     Raises:
         TableError: no row answers any of the questions.
@@ -175,7 +176,8 @@ def read_answers(path: Path, questions: Sequence[Question], name: str) -> Answer
     for question in questions:
         for text in {question.text.strip(), *list_texts(question.row)}:
             by_text.setdefault(text, []).append(question.question_id)
-    wanted = {question.question_id for question in questions}
+    wanted = {question.question_id: question.text for question in questions}
+    others: set[str] = set()
     by_id: dict[str, list[Answer]] = {}
     model = name
     reading = None
@@ -191,6 +193,9 @@ def read_answers(path: Path, questions: Sequence[Question], name: str) -> Answer
             own = min(same, key=lambda question_id: len(by_id.get(question_id, ())))
         if own not in wanted and (own := own.removeprefix(_EVALPLUS)) not in wanted:
             continue
+        if not same and _asks_another(asked, wanted[own]):
+            others.add(own)
+            continue
         n_known += 1
         model = replace_surrogates(str(row.get("model") or row.get("model_id") or row.get("generator") or model))
         found = by_id.setdefault(own, [])
@@ -201,14 +206,50 @@ def read_answers(path: Path, questions: Sequence[Question], name: str) -> Answer
     if not by_id:
         if not n_rows:
             raise TableError(f"{str(path)!r} holds no answers; give a file that does")
+        if others:
+            raise TableError(
+                f"{str(path)!r} answers none of the questions; it names {len(others)} of them by their id but asks "
+                f"something else, as for {min(others)!r}; give the answers to these questions"
+            )
         if n_known:
             raise TableError(
                 f"{str(path)!r} answers none of the questions; it names {n_known} of them, without a text under "
                 "turns, output, response, answer, completion, solution, choices or messages"
             )
         raise TableError(f"{str(path)!r} answers none of the questions; rows need their id or their exact text")
-    missing = {q.question_id: "no answer in the file" for q in questions if q.question_id not in by_id}
+    missing = {
+        q.question_id: "its row in the file asks something else" if q.question_id in others else "no answer in the file"
+        for q in questions
+        if q.question_id not in by_id
+    }
     return Answers(name, model, {key: tuple(found) for key, found in by_id.items()}, missing)
+
+
+def check_questions(folder: Path, questions: Sequence[Question]) -> None:
+    """Refuse a folder whose answers are to other questions of the same ids.
+
+    Raises:
+        RunError: one is.
+    """
+    texts = {question.question_id: question.text for question in questions}
+    for path in sorted((folder / ANSWERS).glob("*.jsonl")):
+        for row in read_rows(path) if path.stat().st_size else ():
+            own = str(row.get("question_id"))
+            if own in texts and _asks_another(row, texts[own]):
+                raise RunError(
+                    f"{str(folder)!r} holds an answer to another question {own!r}; give another folder with --out"
+                )
+
+
+def _asks_another(row: Mapping[str, Any], question: str) -> bool:
+    """Whether a row says what was asked, and that has nothing to do with the question."""
+    wanted = _flatten(question)
+    asked = [_flatten(text) for text in list_texts(row)]
+    return bool(asked) and not any(wanted in text or text in wanted for text in asked)
+
+
+def _flatten(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def write_answers(answers: Answers, questions: Sequence[Question], folder: Path) -> Path:

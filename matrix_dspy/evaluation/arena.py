@@ -16,6 +16,7 @@ from matrix_dspy.bulk.runner import Outcome
 from matrix_dspy.config import SamplingConfig
 from matrix_dspy.evaluation.answers import Subject
 from matrix_dspy.evaluation.arena_files import (
+    BENCHMARK,
     ArenaAnswer,
     ArenaQuestion,
     Game,
@@ -205,7 +206,7 @@ def _write_files(verdicts: Sequence[Verdicts], evaluation: Evaluation, folder: P
     model, baseline = evaluation.models["model"], evaluation.models["baseline"]
     pairs = [each.pair for each in verdicts]
     questions = [
-        ArenaQuestion(pair.question.question_id, pair.question.turns[:1], pair.question.category or "arena-hard-v0.1")
+        ArenaQuestion(pair.question.question_id, pair.question.turns[:1], pair.question.category or BENCHMARK)
         for pair in pairs
     ]
     write_questions(questions, folder)
@@ -219,6 +220,7 @@ def _write_files(verdicts: Sequence[Verdicts], evaluation: Evaluation, folder: P
                 judge=evaluation.judge,
                 games=tuple(_build_game(each, outcome) for outcome in (each.reference_first, each.model_first)),
                 baseline=baseline,
+                category=each.pair.question.category or BENCHMARK,
             )
             for each in verdicts
         ],

@@ -26,6 +26,7 @@ from matrix_dspy.text import estimate_tokens, name_file
 from matrix_dspy.types import make_id
 
 BENCHMARK = "arena-hard-v0.1"
+QUESTIONS = "question.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def read_questions(path: Path) -> list[ArenaQuestion]:
 
 def write_questions(questions: Iterable[ArenaQuestion], folder: Path) -> Path:
     """Write `question.jsonl` in `folder`, whole or not at all; returns its path."""
-    path = folder / "question.jsonl"
+    path = folder / QUESTIONS
     write_lines(
         (
             {
@@ -148,6 +149,8 @@ def list_judgement_files(path: Path) -> list[Path]:
         return [path]
     inner = path / "model_judgment"
     folder = inner if inner.is_dir() else path
+    if folder is path and ((path / "journal").is_dir() or (path / "answers").is_dir()):
+        raise TableError(f"{str(path)!r} holds no finished arena evaluation; finish it, or leave it out")
     files = sorted((*folder.glob("*.jsonl"), *folder.glob("*/*.jsonl")))
     if not files:
         raise TableError(f"the folder {str(path)!r} holds no .jsonl file; give a judge's folder in model_judgment")
@@ -164,8 +167,12 @@ def read_judgements(path: Path) -> list[Judgement]:
     found: list[Judgement] = []
     for file in list_judgement_files(path):
         found += map(_read_judgement, _read_some(file, "judgements"))
-    _refuse_doubles((f"{each.judge} of {each.model}: {each.question_id}" for each in found), path)
+    _refuse_doubles((f"{each.judge} of {each.model}: {each.question_id}{_name_against(each)}" for each in found), path)
     return found
+
+
+def _name_against(judgement: Judgement) -> str:
+    return f" against {judgement.baseline}" if judgement.baseline else ""
 
 
 def write_judgements(judgements: Sequence[Judgement], folder: Path) -> Path:

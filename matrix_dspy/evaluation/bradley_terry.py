@@ -27,6 +27,8 @@ ELO_SCALE = 400 / math.log(10)
 ELO_BASELINE = 1000.0
 PRIOR = 0.5
 """Battles won by each side, added to a pair that met where no finite maximum exists without them."""
+LEAST_PROMPTS = 10
+"""Prompts of a model from which its interval is a bootstrap's."""
 _MOST_STEPS = 100
 _LONGEST_STEP = 2.0
 _CLOSE = 1e-10
@@ -89,8 +91,9 @@ def rank_models(
 ) -> list[Standing]:
     """Return where each model stands, the best first; the baseline stands at exactly 50 % and 1,000.
 
-    Where a model's strength is finite only for the battles added, or every resample gives the same (one prompt, nothing
-    but ties), resampling would know too little doubt: Wilson's interval over its prompts is given then.
+    Where a model's strength is finite only for the battles added, it has fewer than `LEAST_PROMPTS`, or every resample
+    gives the same (nothing but ties), resampling would know too little doubt: Wilson's interval over its prompts is
+    given then.
 
     Raises:
         ConfigError: the baseline fought no battle.
@@ -106,17 +109,20 @@ def rank_models(
     if len(table) > 1:
 
         def measure(weights: np.ndarray) -> np.ndarray:
-            return _fit(_weigh(weights, table), met, anchor)
+            won = _weigh(weights, table)
+            has_played = (won + won.transpose(0, 2, 1)).sum(axis=2) > 0
+            return np.where(has_played, _fit(won, met, anchor), np.nan)
 
         drawn = resample(measure, len(table), seed=seed, n_resamples=n_resamples)
-        lows, highs = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+        drawn[:, np.isnan(drawn).all(axis=0)] = 0.0
+        lows, highs = np.nanquantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     reached = _close(wins[None] > 0)[0]
     is_finite = reached[anchor] & reached[:, anchor]
     n_prompts = (table.sum(axis=2) + table.sum(axis=1) > 0).sum(axis=0)
     found: list[Standing] = []
     for i, model in enumerate(models):
         n, strength = int(n_prompts[i]), float(strengths[i])
-        if i != anchor and (not is_finite[i] or np.isclose(lows[i], highs[i])):
+        if i != anchor and (not is_finite[i] or n < LEAST_PROMPTS or np.isclose(lows[i], highs[i])):
             share = wilson(float(expit(strength)) * n, n)
             lows[i], highs[i] = logit(share.low), logit(share.high)
         interval = Interval(strength, float(lows[i]), float(highs[i]), n)

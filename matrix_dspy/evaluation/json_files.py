@@ -127,7 +127,10 @@ def read_text(path: Path) -> str:
     if not path.is_file():
         raise TableError(f"no file {str(path)!r}; check the path")
     with boundary(TableError, f"read {str(path)!r}"):
-        return path.read_text("utf-8-sig")
+        try:
+            return path.read_text("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise TableError(f"{str(path)!r} is no text in UTF-8; unpack it, or write it again") from error
 
 
 def write_list(rows: Iterable[Mapping[str, Any]], path: Path) -> None:

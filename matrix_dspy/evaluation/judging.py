@@ -298,7 +298,7 @@ def refuse_unjudged(
     shown = "; ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(_SHOWN_FAULTS))
     raise RunError(
         f"the judge {asker.model!r} gave no verdict on any of the {len(rows):,} {noun} ({shown}); "
-        f"look at {str(folder / 'judged.jsonl')!r}, or take another judge"
+        f"look at {str(folder / 'judged.jsonl')!r}, then take another judge, or another --out for the same one mended"
     )
 
 

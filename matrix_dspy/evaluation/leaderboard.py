@@ -13,11 +13,18 @@ from typing import Any
 
 from matrix_dspy.bulk.tables import write_text
 from matrix_dspy.errors import ConfigError, RunError, TableError, boundary
-from matrix_dspy.evaluation.arena_files import Judgement, list_judgement_files, read_judgements, to_battles
+from matrix_dspy.evaluation.arena_files import (
+    QUESTIONS,
+    Judgement,
+    list_judgement_files,
+    read_judgements,
+    read_questions,
+    to_battles,
+)
 from matrix_dspy.evaluation.bradley_terry import STRONG_WEIGHT, Standing, rank_models
 from matrix_dspy.evaluation.intervals import N_RESAMPLES
 from matrix_dspy.evaluation.judging import make_figure
-from matrix_dspy.evaluation.record import Evaluation, check_folder, write_evaluation
+from matrix_dspy.evaluation.record import Evaluation, check_folder, check_judge, write_evaluation
 from matrix_dspy.text import drop_controls, one_line
 
 KIND = "leaderboard"
@@ -42,12 +49,17 @@ def rank_judgements(
 
     Raises:
         ConfigError: there are several judges or baselines and none is named, or not the one named.
-        RunError: the folder holds something else.
-        TableError: a file cannot be read, a question is judged twice for one model, or nothing joins two models.
+        RunError: the folder holds something else, or another leaderboard.
+        TableError: a file cannot be read, a game is judged twice, one id stands for two questions, or nothing joins two
+            models.
     """
     check_folder(folder, KIND)
+    _check_questions(paths)
     judgements = _choose_judge(_read_all(paths), judge)
     base = baseline or _find_baseline(judgements)
+    names = ", ".join(dict.fromkeys(path.resolve().name for path in paths))
+    check_folder(folder, KIND, {"baseline": base}, names)
+    check_judge(folder, judgements[0].judge)
     battles, n_unjudged = to_battles(judgements, base)
     if not battles:
         raise TableError(f"none of the {len(judgements):,} judgements has a verdict; judge them again")
@@ -56,7 +68,7 @@ def rank_judgements(
         kind=KIND,
         models={"baseline": base},
         judge=judgements[0].judge,
-        questions={"name": ", ".join(dict.fromkeys(path.name for path in paths)), "n": _count_questions(judgements)},
+        questions={"name": names, "n": len({each.question_id for each in judgements})},
         settings={"seed": seed, "n_resamples": n_resamples, "weight_of_much_better": STRONG_WEIGHT},
         figures=[
             *(make_figure(each.model, each.win_rate) for each in standings),
@@ -73,18 +85,33 @@ def rank_judgements(
 
 
 def _read_all(paths: Sequence[Path]) -> list[Judgement]:
-    seen: dict[tuple[str, str, str], Path] = {}
+    seen: dict[tuple[str, ...], Path] = {}
     found: list[Judgement] = []
     files = dict.fromkeys(file for path in paths for file in list_judgement_files(path))
     for file in files:
         for each in read_judgements(file):
-            key = (each.judge, each.model, each.question_id)
+            key = (each.judge, each.model, each.baseline, each.question_id)
             if (other := seen.setdefault(key, file)) != file:
                 raise TableError(
                     f"{str(file)!r} and {str(other)!r} both judge {each.model!r} on {each.question_id!r}; give one"
                 )
             found.append(each)
     return found
+
+
+def _check_questions(paths: Sequence[Path]) -> None:
+    """Refuse folders whose questions have the same ids and are others, as far as they say what was asked."""
+    known: dict[str, tuple[tuple[str, ...], Path]] = {}
+    for path in paths:
+        if not (path / QUESTIONS).is_file():
+            continue
+        for each in read_questions(path / QUESTIONS):
+            asked, other = known.setdefault(each.question_id, (each.turns, path))
+            if asked != each.turns:
+                raise TableError(
+                    f"{str(path)!r} and {str(other)!r} ask different things under the id {each.question_id!r}; "
+                    "rank them apart"
+                )
 
 
 def _choose_judge(judgements: Sequence[Judgement], judge: str) -> list[Judgement]:
@@ -102,16 +129,15 @@ def _find_baseline(judgements: Sequence[Judgement]) -> str:
         return named[0]
     if any(named):
         names = _list_names(list(filter(None, named)))
-        raise ConfigError(f"the judgements are not all against one baseline ({names}); name one with --baseline")
+        others = "" if named[0] else ", and some do not say against whom they are"
+        raise ConfigError(
+            f"the judgements are not all against one baseline ({names}{others}); name one with --baseline"
+        )
     raise ConfigError("the judgements do not say against whom they are; name the baseline with --baseline")
 
 
 def _list_names(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:12])) + (", ..." if len(names) > 12 else "")
-
-
-def _count_questions(judgements: Sequence[Judgement]) -> int:
-    return len({each.question_id for each in judgements})
 
 
 def _list_notes(standings: Sequence[Standing]) -> list[str]:

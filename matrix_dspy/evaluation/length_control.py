@@ -347,9 +347,9 @@ def _find_obstacle(wins: np.ndarray, longer: np.ndarray, n_prompts: int) -> str:
     """Say why no length-controlled rate can be told, or nothing."""
     if n_prompts < LEAST_PROMPTS:
         return f"{n_prompts} annotated prompts are too few to fit a length term; {LEAST_PROMPTS} are needed"
-    if np.ptp(wins) == 0 and wins[0] in (0.0, 1.0):
-        side = "the evaluated model" if wins[0] == 1 else "the reference"
-        return f"every preference is for {side}, so no part of it can be laid to length"
+    if np.ptp(wins) == 0:
+        said = {0.0: "for the reference", 1.0: "for the evaluated model", 0.5: "a tie"}.get(float(wins[0]), "the same")
+        return f"every preference is {said}, so no part of it can be laid to length"
     if np.ptp(longer) == 0 and longer[0] != 0:
         return f"one side is longer by {abs(longer[0]):.0f} characters on every prompt, so length and model are one"
     return ""

@@ -1,14 +1,16 @@
 """What a model is asked in an evaluation: the questions of a benchmark's own file, or of anybody's."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from matrix_dspy.curation.benchmarks import read_rows
 from matrix_dspy.errors import TableError
 from matrix_dspy.text import replace_surrogates
+from matrix_dspy.types import make_id
 
 _IDS = ("question_id", "task_id", "key", "uid", "doc_id", "id", "example_id")
 _TEXTS = ("turns", "messages", "prompt", "instruction", "question", "input", "text")
@@ -54,7 +56,8 @@ def read_questions(path: Path, *, column: str = "", limit: int | None = None) ->
     """Read questions from JSONL, JSON, CSV, TSV or Parquet, also .gz: AlpacaEval's, Arena-Hard's, MT-Bench's, IFEval's,
     GSM8K's, HumanEval's, MBPP's, or a file with the column `column`.
 
-    With `limit` only the first so many are taken. Questions without an id are numbered.
+    With `limit` only the first so many are taken. Questions without an id are called by a hash of their turns, so that
+    those of two files are never taken for each other.
 
     Raises:
         TableError: the file cannot be read, has no questions, or two with one id.
@@ -66,13 +69,21 @@ def read_questions(path: Path, *, column: str = "", limit: int | None = None) ->
     if not rows or not name or all(name not in row for row in rows):
         wanted = repr(column) if column else "any of " + ", ".join(_TEXTS)
         raise TableError(f"{str(path)!r} has no questions: no row with {wanted}; name the column with --column")
-    items = tuple(_read_question(row, name, place, path) for place, row in enumerate(rows[:limit]))
-    seen: set[str] = set()
-    for item in items:
-        if item.question_id in seen:
+    items: dict[str, Question] = {}
+    for place, row in enumerate(rows[:limit]):
+        item = _read_question(row, name, place, path)
+        if not item.question_id:
+            item = replace(item, question_id=_make_id(item.turns, items))
+        if item.question_id in items:
             raise TableError(f"{str(path)!r} has two questions with the id {item.question_id!r}; give each its own")
-        seen.add(item.question_id)
-    return Questions(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), items, len(rows))
+        items[item.question_id] = item
+    return Questions(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), tuple(items.values()), len(rows))
+
+
+def _make_id(turns: Sequence[str], taken: Container[str]) -> str:
+    """Return an id made of what is asked; the same question again has the next number behind it."""
+    own = make_id("q", *turns)
+    return next(name for n in count(1) if (name := own if n == 1 else f"{own}-{n}") not in taken)
 
 
 def _read_question(row: dict[str, Any], column: str, place: int, path: Path) -> Question:
@@ -80,7 +91,7 @@ def _read_question(row: dict[str, Any], column: str, place: int, path: Path) -> 
     turns = tuple(turn for turn in asked if turn.strip())
     if not turns:
         raise TableError(f"question {place + 1} of {str(path)!r} has no text in {column!r}; mend it, or take it out")
-    own_id = replace_surrogates(read_id(row)) or f"q{place:05d}"
+    own_id = replace_surrogates(read_id(row))
     references = next((row[name] for name in _REFERENCES if name != column and row.get(name)), None)
     category = next((str(row[name]) for name in _CATEGORIES if isinstance(row.get(name), str) and row[name]), "")
     known = tuple(replace_surrogates(str(each)) for each in _as_list(references))

@@ -84,8 +84,9 @@ class Evaluation:
         whose = ", ".join(f"{part} {one_line(name)}" for part, name in self.models.items())
         lines = [f"{self.kind}: {whose}" + (f"; judged by {one_line(self.judge)}" if self.judge else "")]
         overall = [figure for figure in self.figures if not figure.group]
-        width = max((len(figure.name) for figure in overall), default=0)
-        lines += [f"  {figure.name:{width}}  {figure.words()}" for figure in overall]
+        names = [one_line(figure.name) for figure in overall]
+        width = max(map(len, names), default=0)
+        lines += [f"  {name:{width}}  {figure.words()}" for name, figure in zip(names, overall, strict=True)]
         if counted := {name: count for name, count in self.counts.items() if count}:
             lines.append("  " + ", ".join(f"{name}: {count:,}" for name, count in counted.items()))
         return [drop_controls(line) for line in [*lines, *(f"note: {one_line(note)}" for note in self.notes)]]

@@ -7,7 +7,7 @@ its own tools can go on from the same answers and verdicts.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,9 @@ async def run_winrate(
     first, the paper's SD), `wins`, `ties`, `losses`, `position bias` (how often the answer shown first is taken; 50 is
     none), `order flips`; the mean lengths in characters; `win rate` by category. Equal answers are ties without a call.
     `difficulty` is by question text or id; else it is fitted where `annotations`, files in AlpacaEval's form, make it
-    five models with this one. With `is_weighted` a preference is the judge's probability, where its server gives
-    log-probabilities, and `discrete win rate` stands beside it. Only the first turn of a question is asked.
+    five models with this one, judged against this reference on these questions. With `is_weighted` a preference is the
+    judge's probability, where its server gives log-probabilities, and `discrete win rate` stands beside it. Only the
+    first turn of a question is asked.
 
     Raises:
         ConfigError: both sides have one name, or the judge is no model.
@@ -138,8 +139,8 @@ async def run_winrate(
     if all(each.score is None for each in judged):
         refuse_unjudged(asker, "pairs", [each for one in verdicts for each in one.orders], rows, folder)
     pairs = [_to_pair(each, is_weighted=is_weighted) for each in judged]
-    others = {name: found for name, found in others.items() if name != own.name}
-    known = find_difficulty({own.name: pairs, **others}, own.name, hardness)
+    rivals = _choose_rivals(others, own.name, {base.name, base.model}, {pair.prompt for pair in pairs})
+    known = find_difficulty({own.name: pairs, **rivals}, own.name, hardness)
     rates = measure_win_rate(pairs, known, seed=options.seed, n_resamples=n_resamples)
     settings = describe_judging(PROGRAM, options, n_resamples, sampling, model, reference)
     evaluation = Evaluation(
@@ -156,7 +157,12 @@ async def run_winrate(
         counts=_count(judged, is_weighted=is_weighted)
         | {"missing of the model": matched.n_missing_model, "missing of the reference": matched.n_missing_reference}
         | {"cut off, model": own.n_cut_off, "cut off, reference": base.n_cut_off},
-        notes=[*notes, *list_notes(questions, own, base), *_tell_of_control(rates, len(others) + 1)],
+        notes=[
+            *notes,
+            *list_notes(questions, own, base),
+            *_tell_of_rivals(others, rivals, own.name),
+            *_tell_of_control(rates, len(rivals) + 1),
+        ],
         scores=_list_scores(judged, is_weighted=is_weighted),
     )
     _write_files(judged, evaluation, rates, folder, is_weighted=is_weighted)
@@ -168,6 +174,8 @@ def read_annotations_winrate(
     path: Path,
     *,
     model: str = "",
+    reference: str = "",
+    judge: str = "",
     others: Sequence[Path] = (),
     difficulty: Difficulty | None = None,
     leaderboard: Path | None = None,
@@ -177,35 +185,37 @@ def read_annotations_winrate(
 ) -> Evaluation:
     """Return raw and length-controlled win rate of a model by somebody's annotations in AlpacaEval's form.
 
-    `model` names the one that is meant where the file has several. Difficulty is given, or fitted where file and
-    `others` hold five models against this reference. With a `leaderboard` the notes say where the model would stand.
-    With a `folder` the evaluation is written there.
+    `model`, `reference` and `judge` name the ones that are meant where the file has several. Difficulty is given, or
+    fitted where file and `others` hold five models against this reference. With a `leaderboard` the notes say where the
+    model would stand. With a `folder` the evaluation is written there.
 
     Raises:
         TableError: a file cannot be read, or holds nothing judged.
-        ConfigError: the file has several models and none is named, or not the one named.
+        ConfigError: the file has several models, references or judges and none is named, or not the one named.
     """
     if folder is not None:
         check_folder(folder, "winrate")
-    by_model = group_by_model(read_annotations(path))
-    name = _choose_model(model, list(by_model), path)
-    chosen = by_model.pop(name)
+    annotations = read_annotations(path)
+    chosen = _choose(annotations, "generator_2", model, path)
+    chosen = _choose(chosen, "generator_1", reference, path)
+    chosen = _choose(chosen, "annotator", judge, path)
+    name, base = chosen[0].generator_2, chosen[0].generator_1
     pairs = to_pairs(chosen)
-    base = chosen[0].generator_1
-    rest = {each: to_pairs(found) for each, found in by_model.items() if found[0].generator_1 == base}
-    rest |= {each: found for each, found in _read_others(others).items() if each != name}
+    found = _read_others([path, *others])
+    rest = _choose_rivals(found, name, {base}, {pair.prompt for pair in pairs})
     known = find_difficulty({name: pairs, **rest}, name, difficulty)
     rates = measure_win_rate(pairs, known, seed=seed, n_resamples=n_resamples)
     evaluation = Evaluation(
         kind="winrate",
         models={"model": name, "reference": base},
-        judge=", ".join(sorted({each.annotator for each in chosen})),
+        judge=chosen[0].annotator,
         questions={"name": path.name, "n": len(chosen)},
         settings={"seed": seed, "n_resamples": n_resamples, "difficulty": rates.difficulty},
         figures=[*_list_main_rates(rates), *_list_lengths(rates)],
         counts={"judged": rates.n_total, "unjudged": rates.n_unannotated},
         notes=[
             "the verdicts are those of a file, which does not say whether both orders were asked",
+            *(_tell_of_rivals(found, rest, name) if others else []),
             *_tell_of_control(rates, len(rest) + 1),
             *([] if leaderboard is None else [_tell_rank(name, rates, leaderboard)]),
         ],
@@ -372,23 +382,53 @@ def _write_annotation(question_id: str, annotation: Annotation) -> dict[str, Any
     }
 
 
-def _read_others(paths: Sequence[Path]) -> dict[str, list[JudgedPair]]:
+def _read_others(paths: Sequence[Path]) -> dict[str, list[Annotation]]:
     """Return the annotated models of files in AlpacaEval's form; one that stands in several is taken once."""
-    found: dict[str, list[JudgedPair]] = {}
+    found: dict[str, list[Annotation]] = {}
     for path in paths:
         for name, some in group_by_model(read_annotations(path)).items():
-            found.setdefault(name, to_pairs(some))
+            found.setdefault(name, some)
     return found
 
 
-def _choose_model(model: str, names: Sequence[str], path: Path) -> str:
-    if not model and len(names) == 1:
-        return names[0]
-    if model in names:
-        return model
-    shown = ", ".join(map(repr, names[:10]))
-    said = f"has no model {model!r}" if model else f"has {len(names)} models"
-    raise ConfigError(f"{str(path)!r} {said}; name one of {shown} with --model")
+def _choose_rivals(
+    others: Mapping[str, Sequence[Annotation]], model: str, references: Set[str], prompts: Set[str]
+) -> dict[str, list[JudgedPair]]:
+    """Return the other models as they were judged against this reference, on these prompts alone."""
+    found = {
+        name: [each.to_pair() for each in annotations if each.generator_1 in references and each.instruction in prompts]
+        for name, annotations in others.items()
+        if name != model
+    }
+    return {name: pairs for name, pairs in found.items() if pairs}
+
+
+def _tell_of_rivals(others: Mapping[str, Any], rivals: Mapping[str, Any], model: str) -> list[str]:
+    """Say how many of the other models were of no use for the difficulty."""
+    unused = [name for name in others if name != model and name not in rivals]
+    if not unused:
+        return []
+    return [
+        f"{len(unused):,} of the other models, such as {unused[0]!r}, were not judged against this reference on any of "
+        "these questions and are not used"
+    ]
+
+
+_SIDES = {
+    "generator_2": ("model", "models"),
+    "generator_1": ("reference", "references"),
+    "annotator": ("judge", "judges"),
+}
+
+
+def _choose(annotations: Sequence[Annotation], side: str, wanted: str, path: Path) -> list[Annotation]:
+    """Return the annotations of the one that is wanted, or of the only one there is."""
+    names = list(dict.fromkeys(getattr(each, side) for each in annotations))
+    if wanted not in names and (wanted or len(names) > 1):
+        one, several = _SIDES[side]
+        said = f"has no {one} {wanted!r}" if wanted else f"has {len(names)} {several}"
+        raise ConfigError(f"{str(path)!r} {said}; name one of {', '.join(map(repr, names[:10]))} with --{one}")
+    return [each for each in annotations if getattr(each, side) == (wanted or names[0])]
 
 
 def _tell_rank(name: str, rates: WinRate, leaderboard: Path) -> str:

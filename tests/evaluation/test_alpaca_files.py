@@ -226,7 +226,7 @@ def test_a_missing_or_binary_file_is_refused(tmp_path: Path):
 
     with pytest.raises(TableError, match=r"no file .*nowhere"):
         read_annotations(tmp_path / "nowhere.json")
-    with pytest.raises(TableError, match=r"could not read .*binary"):
+    with pytest.raises(TableError, match=r"binary\.json' is no text in UTF-8; unpack it"):
         read_annotations(tmp_path / "binary.json")
 
 

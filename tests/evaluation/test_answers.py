@@ -241,6 +241,22 @@ def test_an_empty_answer_of_a_model_is_kept(tmp_path: Path):
     assert not answers.missing
 
 
+def test_a_row_that_asks_something_else_answers_no_question_by_its_id(tmp_path: Path):
+    rows = [
+        {"question_id": "n0", "instruction": "What is 0 plus 0? Think first.", "output": "zero"},
+        {"question_id": "n1", "instruction": "Name a river.", "output": "the Elbe"},
+        {"question_id": "n2", "prompt": "<user>what  IS 2\nplus 2?</user>", "output": "four"},
+        {"question_id": "n3", "output": "six"},
+    ]
+
+    answers = read_answers(write(tmp_path / "given.jsonl", *rows), QUESTIONS, "given")
+
+    assert sorted(answers.by_id) == ["n0", "n2", "n3"]
+    assert answers.missing["n1"] == "its row in the file asks something else"
+    with pytest.raises(TableError, match=r"names 1 of them by their id but asks something else, as for 'n1'"):
+        read_answers(write(tmp_path / "other.jsonl", rows[1]), QUESTIONS, "given")
+
+
 def test_a_question_the_server_refuses_is_missing_and_says_why(tmp_path: Path):
     class Refusing(Scripted):
         async def __call__(self, request: web.Request) -> web.StreamResponse:

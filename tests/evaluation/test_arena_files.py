@@ -233,7 +233,7 @@ def test_doubles_and_empty_or_missing_files_are_refused(tmp_path: Path):
     with pytest.raises(TableError, match="has 'q1' twice; keep one"):
         read_questions(write_lines(tmp_path / "q.jsonl", OLD["question"], NEW["question"]))
     with pytest.raises(TableError, match="has 'harbour-master of skiff: q1' twice"):
-        read_judgements(write_lines(tmp_path / "j.jsonl", OLD["judgement"], NEW["judgement"]))
+        read_judgements(write_lines(tmp_path / "j.jsonl", OLD["judgement"], OLD["judgement"]))
     with pytest.raises(TableError, match=r"line 1 of .* has neither 'turns' nor 'prompt'"):
         read_questions(write_lines(tmp_path / "n.jsonl", {"question_id": "q1"}))
     with pytest.raises(TableError, match="holds no answers"):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from matrix_dspy.errors import ConfigError, TableError
-from matrix_dspy.evaluation.arena_files import Game, Judgement, write_judgements
+from matrix_dspy.errors import ConfigError, RunError, TableError
+from matrix_dspy.evaluation.arena_files import ArenaQuestion, Game, Judgement, write_judgements, write_questions
 from matrix_dspy.evaluation.leaderboard import rank_judgements
 from matrix_dspy.evaluation.record import read_evaluation
 
@@ -84,7 +84,59 @@ def test_models_that_met_no_baseline_are_joined_by_those_that_did(tmp_path: Path
 
     assert [figure.name for figure in found.figures if not figure.group] == ["sloop", "ketch", "barge"]
     with pytest.raises(ConfigError, match="the baseline 'raft' is in no battle"):
-        rank_judgements([folder], tmp_path / "out", baseline="raft")
+        rank_judgements([folder], tmp_path / "other", baseline="raft")
+
+
+def test_one_model_against_two_baselines_joins_them(tmp_path: Path):
+    for folder, baseline in (("one", "barge"), ("other", "raft")):
+        write(tmp_path / folder, "sloop", baseline=baseline)
+
+    found = rank_judgements([tmp_path / "one", tmp_path / "other"], tmp_path / "out", baseline="barge")
+
+    assert {figure.name for figure in found.figures if not figure.group} == {"sloop", "raft", "barge"}
+    assert found.find("raft").value == pytest.approx(50)  # the same games
+
+
+def test_another_leaderboard_is_not_written_over(tmp_path: Path):
+    one, other = write(tmp_path / "one", "sloop"), write(tmp_path / "other", "dory")
+    out = tmp_path / "out"
+    rank_judgements([one, other], out)
+
+    assert rank_judgements([one, other], out).counts["models"] == 3
+    with pytest.raises(RunError, match="holds an evaluation with the questions 'one, other', not 'one'"):
+        rank_judgements([one], out)
+
+
+def test_two_questions_of_one_id_are_not_taken_for_one(tmp_path: Path):
+    folders = [write(tmp_path / name, model) for name, model in (("one", "sloop"), ("other", "dory"))]
+    for folder in folders:
+        write_questions([ArenaQuestion("q0", ("Where?",)), ArenaQuestion("q1", (f"Who is {folder.name}?",))], folder)
+
+    with pytest.raises(TableError, match=r"other' and .*one' ask different things under the id 'q1'; rank them apart"):
+        rank_judgements(folders, tmp_path / "out")
+
+
+def test_an_arena_that_was_stopped_is_named(tmp_path: Path):
+    (tmp_path / "arena" / "answers").mkdir(parents=True)
+    (tmp_path / "arena" / "answers" / "base.jsonl").write_text("{}")
+
+    with pytest.raises(TableError, match=r"arena' holds no finished arena evaluation; finish it, or leave it out"):
+        rank_judgements([tmp_path / "arena"], tmp_path / "out")
+
+
+def test_few_games_leave_much_doubt(tmp_path: Path):
+    folder = write(tmp_path / "one", "sloop")
+    write_judgements([Judgement("q0", "dory", "master", (Game("A=B"), Game("A=B")), "barge")], folder)
+    write_judgements(
+        [Judgement(f"q{i}", "ketch", "master", (Game("B>A"), Game("A=B")), "barge") for i in (0, 1)], folder
+    )
+
+    found = rank_judgements([folder], tmp_path / "out")
+
+    for model in ("dory", "ketch"):
+        figure = found.find(model)
+        assert figure.low is not None and figure.high is not None
+        assert figure.high - figure.low > 50
 
 
 def test_a_question_with_a_game_without_a_verdict_is_in_no_figure(tmp_path: Path):
@@ -126,7 +178,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path):
 
 
 def test_a_hostile_name_stays_text(tmp_path: Path):
-    name = "| **x** |\n# y \x1b[31m"
+    name = "| **x** |\n# y  99.00 % [98.00, 99.90] \x1b[31m"
     write_judgements([Judgement(f"q{i}", name, "master", (Game("A>B"),), "barge") for i in range(4)], tmp_path / "one")
 
     found = rank_judgements([tmp_path / "one"], tmp_path / "out")
@@ -135,5 +187,6 @@ def test_a_hostile_name_stays_text(tmp_path: Path):
     page = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "\x1b" not in page and "\n# y" not in page and "**x**" not in page
     assert "\x1b" not in "".join(found.lines())
+    assert not any("\n" in line for line in found.lines())
     rows = [json.loads(line) for line in (tmp_path / "out" / "judged.jsonl").read_text("utf-8").splitlines()]
     assert rows[0]["scores"] == ["A>B"]

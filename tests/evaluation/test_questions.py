@@ -73,8 +73,20 @@ def test_every_kind_of_file_gives_the_same_questions(tmp_path: Path):
 def test_a_limit_takes_the_first_and_says_how_many_there_are(tmp_path: Path):
     found = read_questions(write(tmp_path / "q.jsonl", *({"prompt": f"Q {i}"} for i in range(5))), limit=2)
 
-    assert [question.question_id for question in found] == ["q00000", "q00001"]
+    assert [question.text for question in found] == ["Q 0", "Q 1"]
     assert found.n_in_file == 5
+
+
+def test_a_question_without_an_id_is_called_by_what_it_asks(tmp_path: Path):
+    rows = [{"prompt": "Where is the key?"}, {"prompt": "When?"}, {"prompt": "Where is the key?"}]
+
+    one = read_questions(write(tmp_path / "one.jsonl", *rows))
+    other = read_questions(write(tmp_path / "other.jsonl", {"prompt": "Why?"}, *rows))
+
+    ids = [question.question_id for question in one]
+    assert len(set(ids)) == 3
+    assert ids[2] == f"{ids[0]}-2"
+    assert [question.question_id for question in other][1:] == ids
 
 
 def test_a_column_can_be_named(tmp_path: Path):

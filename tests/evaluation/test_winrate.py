@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -453,6 +454,40 @@ def test_annotations_of_several_models_need_a_name_and_tell_the_rank(tmp_path: P
         "by its raw win rate 'ours' would be number 2 of 3 in 'leaderboard.csv', which has it with 49.90, "
         "length-controlled 48.50"
     )
+
+
+def test_judges_and_references_of_a_file_are_not_mixed(tmp_path: Path):
+    path = tmp_path / "annotations.json"
+    one = annotate("ours", 30, lambda k: 2.0)
+    other = [replace(each, annotator="another", preference=1.0) for each in one]
+    write_annotations([*one, *other, *(replace(each, generator_1="else") for each in one)], path)
+
+    with pytest.raises(ConfigError, match=r"has 2 references; name one of .* with --reference"):
+        read_annotations_winrate(path)
+    with pytest.raises(ConfigError, match=r"has 2 judges; name one of 'somebody', 'another' with --judge"):
+        read_annotations_winrate(path, reference=one[0].generator_1)
+    found = read_annotations_winrate(path, reference=one[0].generator_1, judge="another", n_resamples=50)
+
+    assert (found.judge, found.find("win rate").value, found.find("win rate").n) == ("another", 0.0, 30)
+
+
+def test_models_judged_against_another_reference_or_on_other_questions_tell_no_difficulty(tmp_path: Path):
+    ours = tmp_path / "ours.json"
+    write_annotations(annotate("ours", 30, lambda k: 1.0 + k % 2), ours)
+    rivals = [each for n in range(5) for each in annotate(f"m{n}", 30, lambda k, n=n: 1.0 + (k + n) % 2)]
+    write_annotations([replace(each, generator_1="else") for each in rivals], tmp_path / "against.json")
+    write_annotations([replace(each, instruction=f"Not {each.instruction}") for each in rivals], tmp_path / "on.json")
+    write_annotations(rivals, tmp_path / "fit.json")
+
+    against, on, fit = (
+        read_annotations_winrate(ours, others=[tmp_path / f"{name}.json"], n_resamples=50)
+        for name in ("against", "on", "fit")
+    )
+
+    assert fit.settings["difficulty"] == "fitted"
+    for found in (against, on):
+        assert found.settings["difficulty"] == "left out"
+        assert any("5 of the other models, such as 'm0', were not judged against this" in note for note in found.notes)
 
 
 # ---- who judges whom
