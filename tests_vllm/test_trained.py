@@ -45,6 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     base = build_tiny_model(folder / "base")
     changes = {
+        "epochs": 20,
         "max_steps": 60,
         "batch": 8,
         "accumulation": 1,

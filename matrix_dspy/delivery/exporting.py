@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from matrix_dspy.bulk.tables import replacing
-from matrix_dspy.delivery.reading import DataRow, Dataset, Shape, Turns, read_dataset
+from matrix_dspy.delivery.reading import DataRow, Dataset, Shape, ShownTurn, Turns, read_dataset
 from matrix_dspy.errors import ConfigError, did_you_mean
 from matrix_dspy.text import estimate_tokens
 from matrix_dspy.types import make_id
@@ -163,6 +163,7 @@ def _export_arena_hard(dataset: Dataset, out: Path, model: str) -> Exported:
 
 
 def _render_trl(row: DataRow, _: Target) -> dict[str, Any]:
+    _refuse_weights(row)
     return {"id": row.id, "messages": _role_turns(row.messages)}
 
 
@@ -172,6 +173,7 @@ def _render_trl_pair(row: DataRow, _: Target) -> dict[str, Any]:
 
 
 def _render_sharegpt(row: DataRow, _: Target) -> dict[str, Any]:
+    _refuse_weights(row)
     return {"id": row.id, "conversations": _from_turns(row.messages)}
 
 
@@ -181,6 +183,7 @@ def _render_sharegpt_pair(row: DataRow, _: Target) -> dict[str, Any]:
 
 
 def _render_alpaca(row: DataRow, _: Target) -> dict[str, Any]:
+    _refuse_weights(row)
     if row.messages[-1].role != "assistant":
         raise _LeftOutError("ends with the user")
     return {**_alpaca_prompt(row.messages[:-1], {"output": row.messages[-1].content})}
@@ -207,7 +210,8 @@ def _alpaca_prompt(turns: Turns, answers: dict[str, str]) -> dict[str, Any]:
 def _render_openai(row: DataRow, _: Target) -> dict[str, Any]:
     if row.messages[-1].role != "assistant":
         raise _LeftOutError("ends with the user")
-    return {"messages": _role_turns(row.messages)}
+    turns = zip(_role_turns(row.messages), row.messages, strict=True)
+    return {"messages": [shown | {"weight": 0} if isinstance(turn, ShownTurn) else shown for shown, turn in turns]}
 
 
 def _render_openai_pair(row: DataRow, _: Target) -> dict[str, Any]:
@@ -260,7 +264,13 @@ def _render_arena_hard(row: DataRow, target: Target) -> dict[str, Any]:
     }
 
 
-def _role_turns(turns: Turns) -> list[dict[str, str]]:
+def _refuse_weights(row: DataRow) -> None:
+    """Leave out a row with turns that are not to be learnt, which only OpenAI's layout can say."""
+    if any(isinstance(turn, ShownTurn) for turn in row.messages):
+        raise _LeftOutError("has turns of weight 0")
+
+
+def _role_turns(turns: Turns) -> list[dict[str, Any]]:
     return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 

@@ -48,6 +48,10 @@ _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
 }
 
 
+class ShownTurn(Message):
+    """An assistant turn that is shown and not learnt: OpenAI's files give it weight 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class DataRow:
     """One row of a data set in the form that all layouts are brought to."""
@@ -599,7 +603,16 @@ def _read_turn(turn: Any) -> Message:
     thinking = turn.get("reasoning_content") or turn.get("thinking")
     if role == "assistant" and isinstance(thinking, str) and thinking.strip():
         text = f"<think>\n{replace_surrogates(thinking.strip())}\n</think>\n\n{text}"
+    if role == "assistant" and turn.get("weight") is not None:
+        return _weigh(text, turn["weight"])
     return Message(role=role, content=text)
+
+
+def _weigh(text: str, weight: Any) -> Message:
+    """Return an assistant turn of a weight, which OpenAI knows two of."""
+    if weight not in (0, 1):
+        raise _BadRowError("other weight", f"a turn of it has weight {one_line(str(weight))[:60]!r}, not 0 or 1")
+    return Message(role="assistant", content=text) if weight else ShownTurn(role="assistant", content=text)
 
 
 def _read_text(value: Any) -> str:

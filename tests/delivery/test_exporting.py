@@ -281,3 +281,17 @@ def test_every_export_loads_with_datasets(tmp_path: Path):
         own = read_json(file)[-1]
         assert {column: last[column] for column in own} == own
         assert {column for column in columns if last[column] is not None} == own.keys()
+
+
+def test_turns_of_weight_0_are_kept_so_where_a_layout_can_say_it_and_left_out_elsewhere(tmp_path: Path):
+    turns = [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "Who knows.", "weight": 0},
+        {"role": "user", "content": "Think."},
+        {"role": "assistant", "content": "Because."},
+    ]
+    source = write_lines(tmp_path / "data.jsonl", [{"messages": turns}, CONVERSATION])
+
+    assert read_json(export(source, "openai").paths[0])[0] == {"messages": turns}
+    for format in ("trl", "sharegpt", "alpaca"):
+        assert dict(export(source, format).left_out) == {"has turns of weight 0": 1}
