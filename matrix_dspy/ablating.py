@@ -202,7 +202,7 @@ async def run_ablation(
                     for line in evaluation.lines()[1:]:
                         say(line)
         cells = _tabulate(config, found, rows)
-        ablation = Ablation(out, tuple(cells), (*_list_notes(config, found, rows), *list_cautions(cells)))
+        ablation = Ablation(out, tuple(cells), (*list_notes(config, found, rows), *list_cautions(cells)))
         _write(ablation, config, model)
         return ablation
     finally:
@@ -240,20 +240,27 @@ def plan_variant(config: AblationConfig, variant: Variant, model: str, out: Path
     settings = {**config.training, **variant.training, "seed": seed}
     plan = ChainPlan.of(variant.recipe or config.recipe, model, place, changes, (), config.preset, settings, ())
     if variant.data_of:
-        plan = replace(plan, data=out / variant.data_of / f"seed-{seed}")
+        named = next(each for each in config.variants if each.name == variant.data_of)
+        plan = replace(plan, data=plan_variant(config, named, model, out, seed))
     return replace(plan, part=variant.part)
 
 
 def share_stages(plan: ChainPlan, earlier: Sequence[ChainPlan]) -> ChainPlan:
-    """Let a chain take the stages it begins with from an earlier one that begins in the same way."""
-    reuse: dict[str, Path] = {}
+    """Let a chain take the stages it begins with from an earlier one that begins in the same way.
+
+    The chain whose data it takes is looked up among the earlier ones too, which may have taken theirs from another.
+    """
+    if plan.data is not None:
+        own = plan.data.out
+        plan = replace(plan, data=next((other for other in earlier if other.out == own), plan.data))
+    reuse: dict[str, ChainPlan] = {}
     for other in earlier:
         if (plan.data, plan.part) != (other.data, other.part):
             continue
         for link, same in zip(plan.links, other.links, strict=False):
             if link != same:
                 break
-            reuse.setdefault(link.name, other.reuse.get(link.name, other.out))
+            reuse.setdefault(link.name, other)
     return replace(plan, reuse=reuse)
 
 
@@ -361,13 +368,17 @@ def _mean(evaluations: Sequence[Evaluation], name: str) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(evaluations) else None
 
 
-def _list_notes(
+def list_notes(
     config: AblationConfig, found: Mapping[tuple[str, int, int], Evaluation], rows: Mapping[str, int]
 ) -> list[str]:
+    """Return what is the same for all variants, what is not, and what the evaluations say themselves."""
+    same = "questions" if any(variant.training for variant in config.variants) else "training settings and questions"
     notes = [
-        f"every variant: {config.n:,} rows a stage, seeds {', '.join(map(str, config.seeds))}, the same training"
-        " settings and questions; intervals redraw seeds and questions together"
+        f"every variant: {config.n:,} rows a stage, seeds {', '.join(map(str, config.seeds))}, the same {same}; "
+        "intervals redraw seeds and questions together"
     ]
+    if own := list(filter(None, map(_describe_training, config.variants))):
+        notes.append(f"variants are tuned in ways of their own: {'; '.join(own)}")
     if len(set(rows.values())) > 1:
         notes.append("variants were tuned on different numbers of rows: training left some out, see left_out.jsonl")
     if len(config.seeds) == 1:
@@ -377,6 +388,13 @@ def _list_notes(
         notes.append("the rehearsal made the data or judged it: this shows that the plumbing holds, and nothing else")
     notes += [note for one in found.values() for note in one.notes]
     return list(dict.fromkeys(notes))
+
+
+def _describe_training(variant: Variant) -> str:
+    """Return what of a variant's tuning is its own; nothing where nothing is."""
+    own = [f"recipe {variant.recipe}"] if variant.recipe else []
+    own += [f"{key} = {value}" for key, value in variant.training.items()]
+    return f"{variant.name} with {', '.join(own)}" if own else ""
 
 
 def list_cautions(cells: Sequence[Cell]) -> list[str]:

@@ -9,10 +9,11 @@ step is resumable, so the whole is: the same command goes on.
 
 import os
 import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,8 +23,9 @@ from matrix_dspy import pipeline
 from matrix_dspy.bulk.progress import Progress
 from matrix_dspy.config import Config, change_config, load_kind, load_recipe, load_stages, parse_setting
 from matrix_dspy.engine.serving import find_spec
-from matrix_dspy.errors import ConfigError
+from matrix_dspy.errors import ConfigError, RunError
 from matrix_dspy.training.folder import TRAINED
+from matrix_dspy.training.interrupting import end_with, interruptible
 from matrix_dspy.training.settings import Stage, TrainingConfig, load_training
 
 if TYPE_CHECKING:
@@ -54,10 +56,10 @@ class ChainPlan:
     """Where the SFT model is served; empty serves it here."""
     launch: str | None = None
     processes: int | None = None
-    data: Path | None = None
-    """Folder of another chain whose data is taken; unset makes its own."""
-    reuse: Mapping[str, Path] = field(default_factory=dict)
-    """Name of a stage to the folder of another chain that has the same stage, data and model."""
+    data: "ChainPlan | None" = None
+    """Another chain whose data is taken for the stages that it has; unset makes its own."""
+    reuse: Mapping[str, "ChainPlan"] = field(default_factory=dict)
+    """Name of a stage to another chain that has the same stage, data and model."""
     part: Literal["dataset", "control"] = "dataset"
     """What models are tuned on: the data set, or the random subset a run with selection writes beside it."""
 
@@ -93,9 +95,19 @@ class ChainPlan:
             )
         return cls(links, model, out or Path("runs") / Path(recipe).stem, rejected, launch, processes)
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the stages."""
+        return [link.name for link in self.links]
+
+    def find_owner(self, link: Link) -> "ChainPlan":
+        """Return the chain that makes a stage's data."""
+        other = self.reuse.get(link.name, self.data)
+        return self if other is None or link.name not in other.names else other.find_owner(link)
+
     def data_folder(self, link: Link) -> Path:
         """Return the run folder of a stage."""
-        return self.reuse.get(link.name, self.data or self.out) / Path(link.name).stem
+        return self.find_owner(link).out / Path(link.name).stem
 
     def source(self, link: Link) -> Path:
         """Return what a stage's model is tuned on: a run folder, or a file in it."""
@@ -106,7 +118,8 @@ class ChainPlan:
 
     def model_folder(self, link: Link) -> Path:
         """Return the folder of the model tuned on a stage."""
-        return self.reuse.get(link.name, self.out) / f"{Path(link.name).stem}-model"
+        other = self.reuse.get(link.name)
+        return other.model_folder(link) if other is not None else self.out / f"{Path(link.name).stem}-model"
 
     def model_before(self, place: int) -> str:
         """Return the model that stage `place` begins with."""
@@ -129,10 +142,7 @@ async def run_chain(plan: ChainPlan, say: Say, *, is_quiet: bool = False) -> End
     Raises:
         ConfigError, EngineError, RunError: as `pipeline.generate` and `training.train`.
     """
-    from matrix_dspy.training.tuning import check_model
-
-    if not (plan.model_folder(plan.links[0]) / TRAINED).is_file():
-        check_model(plan.model, plan.links[0].training)  # before hours of data are made for it
+    _check(plan)
     models: list[Path] = []
     data: list[Path] = []
     for place, link in enumerate(plan.links):
@@ -147,12 +157,29 @@ async def run_chain(plan: ChainPlan, say: Say, *, is_quiet: bool = False) -> End
     return Ended(tuple(models), data=tuple(data))
 
 
+def _check(plan: ChainPlan) -> None:
+    """Make sure that the models can be trained here, before hours of data are made for them.
+
+    Raises:
+        ConfigError: they cannot.
+        MissingExtraError: a library is not installed.
+    """
+    from matrix_dspy.training.tuning import check_launch, check_model
+
+    is_trained = [(plan.model_folder(link) / TRAINED).is_file() for link in plan.links]
+    if not is_trained[0]:
+        check_model(plan.model, plan.links[0].training)
+    if not all(is_trained):
+        check_launch(plan.launch)
+
+
 async def make_data(plan: ChainPlan, place: int, *, is_quiet: bool = False) -> pipeline.Result:
     """Make the data of stage `place`, in the society of the stages before it."""
     link = plan.links[place]
     config = link.config
     if link.stage == "dpo":
-        served = plan.rejected_lm or find_spec(plan.model_before(place))
+        owner = plan.find_owner(link)
+        served = plan.rejected_lm or find_spec(owner.model_before(owner.names.index(link.name)))
         config = change_config(config, {"lm.rejected": served})
     before = tuple(plan.data_folder(earlier) for earlier in plan.links[:place])
     return await pipeline.generate(
@@ -170,48 +197,68 @@ def tune(plan: ChainPlan, place: int, say: Say) -> Path:
 
     link, folder = plan.links[place], plan.model_folder(plan.links[place])
     told = (link.training, plan.source(link), plan.model_before(place), folder)
-    with _interruptible():
-        if plan.launch is not None:
-            n_processes = plan.processes or count_devices()
-            trained = launch(*told, stage=link.stage, how=plan.launch, n_processes=n_processes, say=say)
-        else:
-            run = _train_here if (folder / TRAINED).is_file() else _train_apart
-            trained = run(*told, link.stage)
+    if plan.launch is not None:
+        n_processes = plan.processes or count_devices()
+        trained = launch(*told, stage=link.stage, how=plan.launch, n_processes=n_processes, say=say)
+    else:
+        run = _train_here if (folder / TRAINED).is_file() else _train_apart
+        trained = run(*told, link.stage)
     for line in trained.lines:
         say(line)
     return folder
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C through while training blocks the event loop, which would only look at it afterwards."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _train_apart(config: TrainingConfig, source: Path, model: str, out: Path, stage: Stage) -> "Trained":
-    # in a session of its own, so that Ctrl-C reaches this process only and is handed on once
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=os.setsid) as process:
-        pid = process.submit(os.getpid).result()
-        training = process.submit(_train_here, config, source, model, out, stage)
+    own = os.getpid()
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin_apart, initargs=(own,))
+    try:
+        with interruptible(), pool:
+            pid = pool.submit(os.getpid).result()
+            return _wait(pool.submit(_train_for, own, config, source, model, out, stage), pid)
+    except BrokenProcessPool as error:
+        raise RunError(
+            "the training process was killed (often the machine's memory is full); run the same command again, or use "
+            "a smaller batch or the preset lora"
+        ) from error
+
+
+def _wait(training: Future["Trained"], pid: int) -> "Trained":
+    """Wait for a training in process `pid`; Ctrl-C asks it to stop, and a second one stops it at once."""
+    try:
+        return training.result()
+    except KeyboardInterrupt:
         try:
-            return training.result()
-        except KeyboardInterrupt:
             if not training.done():
                 os.kill(pid, signal.SIGTERM)
-            raise
+                training.exception()
+        except KeyboardInterrupt:
+            os.kill(pid, signal.SIGKILL)
+        raise
+
+
+def _begin_apart(parent: int) -> None:
+    os.setsid()  # Ctrl-C reaches the parent only, and is handed on once
+    end_with(parent)
+
+
+def _train_for(parent: int, config: TrainingConfig, source: Path, model: str, out: Path, stage: Stage) -> "Trained":
+    try:
+        return _train_here(config, source, model, out, stage)
+    finally:
+        if os.getppid() != parent:
+            os._exit(1)  # nobody is left to take the result, nor to end this process
 
 
 def _train_here(config: TrainingConfig, source: Path, model: str, out: Path, stage: Stage) -> "Trained":
     from matrix_dspy.training.tuning import train
 
-    return train(config, source, model, out, stage=stage)
+    return train(config, source, model, out, stage=stage, say=_say)
+
+
+def _say(words: str) -> None:
+    with suppress(OSError):  # the reader may be gone, and a step is still to be saved
+        sys.stdout.write(f"{words}\n")
+        sys.stdout.flush()
 
 
 def _build_link(

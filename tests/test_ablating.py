@@ -14,6 +14,7 @@ from matrix_dspy.ablating import (
     Cell,
     draw_means,
     list_cautions,
+    list_notes,
     load_ablation,
     plan_variant,
     share_stages,
@@ -138,6 +139,19 @@ def test_intervals_that_know_too_little_are_said():
         "winrate: every question scored the same for one, hence no interval",
     ]
     assert list_cautions([build_cell("ifeval", 5, 30, 40.0, 60.0)]) == []
+
+
+def test_the_same_training_is_said_of_variants_that_have_the_same():
+    plain = AblationConfig.model_validate({"variants": VARIANTS})
+    other = {"name": "three", "recipe": "type2-sft", "training": {"epochs": 3, "lora.r": 4}}
+    varied = plain.model_validate({"variants": [*VARIANTS, other]})
+
+    said, said_otherwise = (list_notes(config, {}, {"one": 8}) for config in (plain, varied))
+
+    assert "the same training settings and questions" in said[0]
+    assert "the same questions;" in said_otherwise[0] and "training settings" not in said_otherwise[0]
+    assert "in ways of their own: three with recipe type2-sft, epochs = 3, lora.r = 4" in said_otherwise[1]
+    assert not any("of their own" in note for note in said)
 
 
 def test_seeds_and_questions_are_both_redrawn():

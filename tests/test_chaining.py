@@ -1,5 +1,6 @@
 """A whole recipe: data, SFT, pairs against the SFT model, DPO; with a real tiny model and real training."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -9,7 +10,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from matrix_dspy.chaining import ChainPlan
+from matrix_dspy.ablating import load_ablation, plan_variant, share_stages
+from matrix_dspy.chaining import ChainPlan, run_chain
 from matrix_dspy.errors import ConfigError
 from matrix_dspy.training.folder import find_checkpoints
 from matrix_dspy.training.tiny import build_tiny_model
@@ -97,6 +99,42 @@ def test_a_model_that_cannot_be_trained_is_refused_before_data_is_made(tmp_path)
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1 and "config.json" in ended.stderr
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("launch", "words"), [("nope", "no launch configuration 'nope'"), (None, "2 GPUs are visible")]
+)
+def test_a_training_that_cannot_start_is_refused_before_data_is_made(tmp_path, tiny_model, monkeypatch, launch, words):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    said: list[str] = []
+    plan = ChainPlan.of(CHAIN, str(tiny_model), tmp_path / "c", {"n": 16}, (), "plumbing", {}, (), launch)
+
+    with pytest.raises(ConfigError, match=words):
+        asyncio.run(run_chain(plan, said.append))
+
+    assert not (tmp_path / "c").exists()
+
+
+def test_data_of_another_chain_is_found_where_that_one_has_it(tmp_path):
+    variants = [
+        {"name": "sft", "recipe": "plumbing"},
+        {"name": "both"},
+        {"name": "longer", "data_of": "both", "training": {"epochs": 9}},
+        {"name": "beta", "data_of": "both", "training": {"epochs": 9, "dpo.beta": 0.2}},
+        {"name": "more", "data_of": "sft", "training": {"epochs": 9}},
+    ]
+    config = load_ablation("types", {"recipe": CHAIN, "variants": variants})
+    plans: list[ChainPlan] = []
+    for variant in config.variants:
+        plans.append(share_stages(plan_variant(config, variant, "rehearsal", tmp_path, 0), plans))
+
+    sft, both, longer, beta, more = plans
+    assert {each.data_folder(each.links[0]) for each in plans} == {sft.out / "plumbing"}
+    assert {each.data_folder(each.links[1]) for each in (both, longer, beta)} == {both.out / "plumbing-dpo"}
+    assert {each.find_owner(each.links[1]).model_before(1) for each in (longer, beta)} == {both.model_before(1)}
+    assert both.model_before(1) == str(sft.out / "plumbing-model")
+    assert longer.model_before(1) == str(longer.out / "plumbing-model")
+    assert more.data_folder(more.links[1]) == more.out / "plumbing-dpo"
 
 
 def test_a_recipe_of_pairs_alone_is_no_chain(tmp_path):

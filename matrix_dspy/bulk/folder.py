@@ -180,15 +180,16 @@ def take_lock(path: Path, option: str = "--out") -> BaseFileLock:
     """Take a folder for this process; the lock goes with the process, however it ends.
 
     Raises:
-        RunError: another process has it.
+        RunError: another process has it, or it cannot be written.
     """
     lock = FileLock(path / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise RunError(
-            f"another process is working on {str(path)!r}; wait for it, or give another folder with {option}"
-        ) from error
+    with boundary(RunError, f"open the folder {str(path)!r}"):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(
+                f"another process is working on {str(path)!r}; wait for it, or give another folder with {option}"
+            ) from error
     return lock
 
 

@@ -434,7 +434,25 @@ def _put_on(model: Any, adapter: Path) -> Any:
     peft = _import("peft")
     with boundary(ConfigError, f"put the adapter in {str(adapter)!r} on the model"):
         tuned = peft.PeftModel.from_pretrained(model, str(adapter), is_trainable=False, local_files_only=True)
-        return tuned.merge_and_unload()
+        return merge_adapter(tuned)
+
+
+def merge_adapter(tuned: Any) -> Any:
+    """Return the model under an adapter with the adapter merged into its weights.
+
+    Where input and output embeddings are one matrix and the adapter changes one of the two, they become two: merging
+    into the one would change the other as well.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch.nn import Parameter
+
+    model = tuned.get_base_model()
+    given, output = model.get_input_embeddings(), model.get_output_embeddings()
+    if model.config.tie_word_embeddings and any(isinstance(layer, BaseTunerLayer) for layer in (given, output)):
+        layer: Any = output.get_base_layer() if isinstance(output, BaseTunerLayer) else output
+        layer.weight = Parameter(layer.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+    return tuned.merge_and_unload()
 
 
 def _choose_device(torch: Any, name: str) -> Any:

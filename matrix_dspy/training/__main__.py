@@ -11,6 +11,7 @@ from pathlib import Path
 from matrix_dspy.bulk.folder import take_lock
 from matrix_dspy.bulk.tables import write_text
 from matrix_dspy.errors import MatrixError
+from matrix_dspy.training.interrupting import end_with
 
 
 def main(arguments: list[str]) -> int:
@@ -21,6 +22,8 @@ def main(arguments: list[str]) -> int:
     from matrix_dspy.training.fitting import fit
     from matrix_dspy.training.tuning import FAILED
 
+    if "--held" in arguments:
+        end_with(os.getppid())
     out = Path(arguments[0])
     is_first = os.environ.get("RANK", "0") == "0"
     lock = take_lock(out) if is_first and "--held" not in arguments else None

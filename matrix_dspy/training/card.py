@@ -38,6 +38,8 @@ def write_card(out: Path, record: dict[str, Any], result: dict[str, Any]) -> Non
         autoescape=False,
     )
     environment.filters |= {"cell": _cell, "figure": _figure}
+    settings = TrainingConfig.model_validate(record["settings"]).describe(record["stage"])
+    settings["chat_template"] = Path(settings["chat_template"]).name  # the card names no folders
     text = environment.get_template("model.md.jinja").render(
         front=_build_front(record),
         name=out.resolve().name,
@@ -45,7 +47,7 @@ def write_card(out: Path, record: dict[str, Any], result: dict[str, Any]) -> Non
         p=record["prepared"],
         source=record["prepared"]["source"],
         d=result,
-        settings=_flatten(TrainingConfig.model_validate(record["settings"]).describe(record["stage"])),
+        settings=_flatten(settings),
         chain=list_chain(record),
         is_rehearsed=any(stage["is_rehearsed"] for stage in list_chain(record)),
         has_plot=(out / PLOT).is_file(),
@@ -115,7 +117,9 @@ def _figure(value: Any) -> str:
         return "-"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+    return str(value)
 
 
 def _flatten(values: dict[str, Any], before: str = "") -> dict[str, Any]:

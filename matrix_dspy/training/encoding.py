@@ -12,7 +12,7 @@ the prompt that it answers later. There the text is cut at the start of each ans
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,8 @@ from matrix_dspy.text import one_line
 from matrix_dspy.types import Message
 
 Turns = Sequence[Message]
+Tools = Sequence[dict[str, Any]]
+"""Descriptions of functions that a model may call, as OpenAI writes them."""
 IGNORED = -100
 """Label of tokens that are not learnt."""
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -36,6 +38,7 @@ _PROBE = (
     Message(role="user", content="Three"),
     Message(role="assistant", content="Four"),
 )
+_TOOL = {"type": "function", "function": {"name": "five", "description": "Six", "parameters": {}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +49,15 @@ class Encoded:
     turns: tuple[tuple[int, int], ...]
     """For each assistant turn the places of its first token and of the one after its last."""
 
-    def labels(self) -> list[int]:
-        """Return the ids where they are learnt, and -100 elsewhere."""
+    def labels(self, shown: Container[int] = ()) -> list[int]:
+        """Return the ids where they are learnt, and -100 elsewhere.
+
+        `shown` are the numbers, from 0, of assistant turns that are not learnt.
+        """
         labels = [IGNORED] * len(self.ids)
-        for first, end in self.turns:
-            labels[first:end] = self.ids[first:end]
+        for number, (first, end) in enumerate(self.turns):
+            if number not in shown:
+                labels[first:end] = self.ids[first:end]
         return labels
 
 
@@ -99,62 +106,67 @@ class ChatEncoder:
                 "with {% generation %} and {% endgeneration %} in a copy and give it with --chat-template FILE"
             )
         self._forbidden = self._find_forbidden()
+        self.shows_tools = self._try_tool()
 
     @property
     def end_of_turn(self) -> int | None:
         """The token that ends an assistant's turn; None where the template has none of its own."""
         return self._end_of_turn
 
-    def encode(self, conversations: Sequence[Turns]) -> list[Encoded | Unfit]:
-        """Encode conversations, in their order."""
-        rendered = [self._render_or_say(turns) for turns in conversations]
+    def encode(self, conversations: Sequence[Turns], tools: Sequence[Tools] | None = None) -> list[Encoded | Unfit]:
+        """Encode conversations, in their order, with the tools of each."""
+        given = [()] * len(conversations) if tools is None else tools
+        rendered = [self._render_or_say(*each) for each in zip(conversations, given, strict=True)]
         cut = [_cut(text, spans) if self._is_cut else [text] for text, spans in _skip_unfit(rendered)]
         tokens = self._tokenize([piece for pieces in cut for piece in pieces])
         joined = (_join([next(tokens) for _ in pieces], pieces) for pieces in cut)
         return [each if isinstance(each, Unfit) else _place(*next(joined), each[1]) for each in rendered]
 
-    def encode_prompt(self, turns: Turns) -> list[int]:
+    def encode_prompt(self, turns: Turns, tools: Tools = ()) -> list[int]:
         """Return the tokens that an answer to `turns` is generated from."""
-        text, _ = self._render(turns, is_prompt=True)
+        text, _ = self._render(turns, tools, is_prompt=True)
         return next(self._tokenize([text]))[0]
 
-    def _render_or_say(self, turns: Turns) -> tuple[str, list[tuple[int, int]]] | Unfit:
+    def _render_or_say(self, turns: Turns, tools: Tools = ()) -> tuple[str, list[tuple[int, int]]] | Unfit:
         """Return the text of a conversation and where its assistant turns stand in it, in characters."""
         from jinja2 import TemplateError
 
         for turn in turns:
             if found := self._forbidden.search(turn.content):
                 return Unfit("special token", f"a turn of it holds {found[0]!r}, a token of the model's own")
+        if found := next(filter(None, map(self._forbidden.search, _list_texts(tools))), None):
+            return Unfit("special token", f"a tool of it holds {found[0]!r}, a token of the model's own")
         try:
-            text, spans = self._find_spans(turns)
+            text, spans = self._find_spans(turns, tools)
         except (TemplateError, TypeError, ValueError) as error:
             return Unfit("template", f"the chat template refuses it: {one_line(str(error))[:200]}")
         return _check_spans(text, spans, turns) or (text, [self._shape_span(text, *span) for span in spans])
 
-    def _find_spans(self, turns: Turns) -> tuple[str, list[tuple[int, int]]]:
+    def _find_spans(self, turns: Turns, tools: Tools) -> tuple[str, list[tuple[int, int]]]:
         if self._has_markers:
-            text, spans = self._render(turns)
+            text, spans = self._render(turns, tools)
             # a template may mark the end of the whole conversation as a turn of its own
             spans = [(start, end) for start, end in spans if self._added.sub("", text[start:end]).strip()]
             return text, [(start + self._count_header(text[start:end]), end) for start, end in spans]
-        text, _ = self._render(turns)
+        text, _ = self._render(turns, tools)
         spans = []
         for number, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
-            before, _ = self._render(turns[:number], is_prompt=True)
-            after, _ = self._render(turns[: number + 1])
+            before, _ = self._render(turns[:number], tools, is_prompt=True)
+            after, _ = self._render(turns[: number + 1], tools)
             if not (text.startswith(after) and after.startswith(before)):
                 raise ValueError("a conversation does not begin as its first turns alone do")
             spans.append((len(before), len(after)))
         return text, spans
 
-    def _render(self, turns: Turns, *, is_prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
+    def _render(self, turns: Turns, tools: Tools = (), *, is_prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         # the function behind apply_chat_template, which keeps the places in characters to itself (transformers 5.19)
         rendered: Any = render_jinja_template(
             conversations=[[{"role": turn.role, "content": turn.content} for turn in turns]],
+            tools=list(tools) or None,
             chat_template=self._template,
             return_assistant_tokens_mask=self._has_markers,
             add_generation_prompt=is_prompt,
@@ -220,6 +232,13 @@ class ChatEncoder:
         # thinking that the prompt opens is the answer's all the same
         header = asking[len(plain) :].partition(_THINKING[0])[0] if asking.startswith(plain) else ""
         return header if self._added.match(header) else ""
+
+    def _try_tool(self) -> bool:
+        """Whether the template shows tools."""
+        try:
+            return self._render(_PROBE, [_TOOL])[0] != self._render(_PROBE)[0]
+        except Exception:  # a template may raise whatever it likes
+            return False
 
     def _is_prompt_changed(self, text: str, start: int, ids: list[int]) -> bool:
         """Whether a prompt is in other tokens alone than before its answer, and cutting there keeps the text."""
@@ -367,6 +386,15 @@ def _join(
         offsets += [(first + place, end + place) for first, end in piece_offsets]
         place += len(piece)
     return ids, offsets
+
+
+def _list_texts(value: Any) -> Iterator[str]:
+    """Give all texts in a nested value, the keys of mappings included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in (*value.keys(), *value.values()) if isinstance(value, dict) else value:
+            yield from _list_texts(each)
 
 
 def _squeeze(text: str) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback
 
 from matrix_dspy.bulk.folder import take_lock
 from matrix_dspy.bulk.tables import write_text
+from matrix_dspy.engine.transformers import merge_adapter
 from matrix_dspy.errors import ConfigError, MatrixError, MissingExtraError, RunError, boundary, describe_os_error
 from matrix_dspy.text import one_line
 from matrix_dspy.training.card import write_card, write_loss_plot
@@ -49,6 +51,8 @@ Say = Callable[[str], None]
 _FINAL = ".final"
 _TENTH = 10
 _FLASH = {"flash_attention_3": "flash_attn_interface", "flash_attention_2": "flash_attn"}
+_OLDEST = {"flash_attention_3": (9, 0), "flash_attention_2": (8, 0)}
+"""Compute capability from which a GPU has it."""
 _NO_SPACE = re.compile(r"no space left|disk quota exceeded|inline_container|iostream error", re.IGNORECASE)
 """How PyTorch and safetensors say that the disk is full."""
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
@@ -113,18 +117,27 @@ def choose_attention(config: TrainingConfig) -> str:
     """Return the name of the attention kernel.
 
     Raises:
-        ConfigError: FlashAttention is asked for where there is no GPU.
+        ConfigError: FlashAttention or flex_attention is asked for where there is no GPU that has it.
         MissingExtraError: it is not installed.
     """
+    if config.attention in (*_FLASH, "flex_attention") and not has_gpu():
+        raise ConfigError(f"attention = {config.attention!r} needs a GPU, and there is none; use sdpa")
     if config.attention in _FLASH:
-        if not has_gpu():
-            raise ConfigError(f"attention = {config.attention!r} needs a GPU, and there is none; use sdpa")
+        able, needed = torch.cuda.get_device_capability(), _OLDEST[config.attention]
+        if able < needed:
+            raise ConfigError(
+                f"attention = {config.attention!r} needs a GPU of compute capability {needed[0]}.{needed[1]}, and this "
+                f"one has {able[0]}.{able[1]}; use sdpa"
+            )
         if find_spec(_FLASH[config.attention]) is None:
             raise MissingExtraError(f"{_FLASH[config.attention]} is not installed; install it, or set attention=sdpa")
     if config.attention != "auto":
         return config.attention
-    installed = [name for name, package in _FLASH.items() if has_gpu() and is_bf16(config) and find_spec(package)]
-    return (installed or ["sdpa"])[0]
+    if not (has_gpu() and is_bf16(config)):
+        return "sdpa"
+    able = torch.cuda.get_device_capability()
+    usable = [name for name, package in _FLASH.items() if able >= _OLDEST[name] and find_spec(package)]
+    return (usable or ["sdpa"])[0]
 
 
 def is_bf16(config: TrainingConfig) -> bool:
@@ -133,7 +146,7 @@ def is_bf16(config: TrainingConfig) -> bool:
     Raises:
         ConfigError: it is asked for where there is no GPU that has it.
     """
-    able = has_gpu() and torch.cuda.is_bf16_supported()
+    able = has_gpu() and torch.cuda.is_bf16_supported(including_emulation=False)
     if config.precision == "bf16" and not able:
         raise ConfigError("precision = 'bf16' needs a GPU that has it, and there is none; use auto")
     return able and config.precision != "fp32"
@@ -179,8 +192,10 @@ def load_model(name: str, config: TrainingConfig, *, is_local: bool) -> Any:
     arithmetic is.
 
     Raises:
-        ConfigError: there is no such model, or it is no language model.
+        ConfigError: there is no such model, it is no language model, or its files are not whole.
     """
+    from safetensors import SafetensorError
+
     settings: dict[str, Any] = {"attn_implementation": choose_attention(config), "local_files_only": is_local}
     settings["dtype"] = torch.bfloat16 if is_bf16(config) and config.method != "full" else torch.float32
     if config.method == "qlora":
@@ -194,10 +209,18 @@ def load_model(name: str, config: TrainingConfig, *, is_local: bool) -> Any:
         )
         settings["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
     try:
-        return AutoModelForCausalLM.from_pretrained(name, **settings)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **settings)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if _NO_MEMORY.search(str(error)):
+            raise
         words = one_line(str(error))[:300]
         raise ConfigError(f"could not load the model {name!r} ({words}); give a folder of a causal model") from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):  # transformers puts random numbers in their place
+        raise ConfigError(
+            f"{len(missing):,} weights of {name!r} are not in its files (the first: {missing[0]}); give a whole model"
+        )
+    return model
 
 
 def _build_trainer(
@@ -217,18 +240,21 @@ def _build_trainer(
             f"{model.get_input_embeddings().num_embeddings:,}; give the two that belong together"
         )
     _set_stops(model, tokenizer, encoder.end_of_turn)
+    _make_savable(model, name)
     train = read_rows(out, stage, prepared.held_out_up_to, is_eval=False)
     held_out = read_rows(out, stage, prepared.held_out_up_to, is_eval=True) if prepared.n_eval else None
     watch = Watch(out, config, list(prepared.samples) if prepared.n_eval else [], say, [])
-    trainer = _pick_trainer(stage)(
-        model=model,
-        args=arguments,
-        train_dataset=train,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        peft_config=_build_adapter(config),
-        callbacks=[watch],
-    )
+    with _explain_adapter(config, name):
+        trainer = _pick_trainer(stage)(
+            model=model,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            peft_config=_build_adapter(config),
+            callbacks=[watch],
+        )
+    _train_in_fp32(trainer.model)
     if trainer.args.world_size != record["identity"]["n_processes"]:
         n_processes = record["identity"]["n_processes"]
         raise RunError(
@@ -240,6 +266,13 @@ def _build_trainer(
     if config.is_packed(stage):
         check_packing(trainer, name)
     return trainer, watch
+
+
+def _train_in_fp32(model: Any) -> None:
+    """Train in fp32: TRL 1.16 puts adapters on a base of 4 bits into bf16, where steps of 1e-5 vanish."""
+    for each in model.parameters():
+        if each.requires_grad:
+            each.data = each.data.float()
 
 
 def _pick_trainer(stage: Stage) -> Any:
@@ -262,7 +295,6 @@ def _build_arguments(out: Path, stage: Stage, config: TrainingConfig, prepared: 
         "output_dir": str(out / CHECKPOINTS),
         "seed": config.seed,
         "num_train_epochs": config.epochs,
-        "max_steps": config.max_steps or -1,
         "max_length": prepared.limit,
         "per_device_train_batch_size": config.batch,
         "per_device_eval_batch_size": config.batch,
@@ -312,6 +344,20 @@ def _build_adapter(config: TrainingConfig) -> Any:
     )
 
 
+@contextlib.contextmanager
+def _explain_adapter(config: TrainingConfig, name: str) -> Iterator[None]:
+    """Say which setting it is that PEFT or TRL does not put an adapter on the model for."""
+    try:
+        yield
+    except ValueError as error:
+        if config.method == "full" or "target" not in str(error).lower():
+            raise
+        raise ConfigError(
+            f"lora.target_modules = {list(config.lora.target_modules)} will not do for {name!r} "
+            f"({one_line(str(error)).partition('. ')[0][:200]}); name linear layers of the model, or all-linear"
+        ) from error
+
+
 def _set_stops(model: Any, tokenizer: Any, end_of_turn: int | None) -> None:
     """Let generation end with the token that ends a turn, whatever the model's own end token is."""
     own = model.generation_config.eos_token_id
@@ -320,11 +366,35 @@ def _set_stops(model: Any, tokenizer: Any, end_of_turn: int | None) -> None:
     model.generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
 
 
+def _make_savable(model: Any, name: str) -> None:
+    """Mend settings of generation that load and cannot be saved: numbers to draw by where drawing is not switched on.
+
+    Raises:
+        ConfigError: they cannot be saved all the same.
+    """
+    settings = model.generation_config
+    if _find_fault(settings):
+        settings.do_sample = True
+    if fault := _find_fault(settings):
+        raise ConfigError(f"generation_config.json of {name!r} cannot be saved as it is ({fault}); mend it")
+
+
+def _find_fault(settings: Any) -> str:
+    """Return why settings of generation cannot be saved; nothing where they can be."""
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        return one_line(str(error)).removeprefix("GenerationConfig is invalid: ")[:200]
+    return ""
+
+
 def _set_intervals(trainer: Any, config: TrainingConfig) -> None:
-    """Evaluate and save ten times in a run where nothing else is set."""
-    n_batches = -(-len(trainer.train_dataset) // (config.batch * trainer.args.world_size))
-    n_steps = config.max_steps or -int(-config.epochs * max(1, -(-n_batches // config.accumulation)) // 1)
-    tenth = max(1, -(-n_steps // _TENTH))
+    """End after `max_steps` where epochs would not before, and evaluate and save ten times if nothing else is set."""
+    n_batches = math.ceil(len(trainer.train_dataset) / (config.batch * trainer.args.world_size))
+    n_steps = math.ceil(config.epochs * math.ceil(n_batches / config.accumulation))
+    if config.max_steps is not None and config.max_steps < n_steps:
+        trainer.args.max_steps = n_steps = config.max_steps
+    tenth = math.ceil(n_steps / _TENTH)
     trainer.args.eval_steps = config.eval_steps or tenth
     trainer.args.save_steps = config.save_steps or tenth
 
@@ -517,8 +587,7 @@ def _merge(final: Path, out: Path, trainer: Any, record: dict[str, Any], dtype: 
     trained = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     base.generation_config = trained.generation_config
     base.config.pad_token_id = trained.config.pad_token_id
-    merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-    merged.to(dtype).save_pretrained(final)
+    merge_adapter(PeftModel.from_pretrained(base, str(adapter))).to(dtype).save_pretrained(final)
 
 
 def _cast(folder: Path, dtype: torch.dtype) -> None:
@@ -540,6 +609,12 @@ def _cast(folder: Path, dtype: torch.dtype) -> None:
     write_text(json.dumps(config, indent=2) + "\n", folder / "config.json")
 
 
+def count_numbers(parameter: torch.Tensor) -> int:
+    """Return how many numbers a parameter holds; bitsandbytes packs two of 4 bits into a byte."""
+    is_packed = type(parameter).__name__ == "Params4bit"
+    return parameter.numel() * (2 * parameter.element_size() if is_packed else 1)
+
+
 def _describe_result(trainer: Any, watch: Watch, record: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Return what is written to `trained.json`."""
     metrics = read_lines(Path(trainer.args.output_dir).parent / METRICS)
@@ -553,8 +628,8 @@ def _describe_result(trainer: Any, watch: Watch, record: dict[str, Any], seconds
         "effective_batch": record["effective_batch"],
         "n_processes": trainer.args.world_size,
         "distributed": trainer.accelerator.distributed_type.value,
-        "n_parameters": sum(each.numel() for each in parameters),
-        "n_trained": sum(each.numel() for each in parameters if each.requires_grad),
+        "n_parameters": sum(map(count_numbers, parameters)),
+        "n_trained": sum(count_numbers(each) for each in parameters if each.requires_grad),
         "first": steps[0] if steps else {},
         "last": steps[-1] if steps else {},
         "held_out_first": held_out[0] if held_out else {},

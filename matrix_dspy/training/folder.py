@@ -1,8 +1,9 @@
 """A training's folder: what it is (`train.json`), how far it got (`checkpoints/`, `metrics.jsonl`), how it ended.
 
 `train.json` is compared on every later start: settings of the operation may change, any other change stops with the
-key's name. A checkpoint counts once `complete.json` lies in it, which is written last; what a killed process left half
-written is removed. `trained.json` is the last thing of all that is written: with it, the training is finished.
+key's name, once there is a step to lose. A checkpoint counts once `complete.json` lies in it, which is written last;
+what a killed process left half written is removed. `trained.json` is the last thing of all that is written: with it,
+the training is finished.
 """
 
 import json
@@ -71,6 +72,13 @@ def refuse_other(out: Path, record: dict[str, Any] | None, identity: dict[str, A
                 f"{str(out)!r} holds a training with {key} = {before.get(key)!r}, not {now.get(key)!r}; "
                 "give another folder with --out, or start anew with --fresh"
             )
+
+
+def has_begun(out: Path) -> bool:
+    """Whether there is anything that a training with other settings would lose: a figure, a checkpoint, a model."""
+    metrics = out / METRICS
+    has_metrics = metrics.is_file() and metrics.stat().st_size > 0
+    return has_metrics or (out / TRAINED).is_file() or bool(find_checkpoints(out))
 
 
 def build_identity(stage: str, settings: dict[str, Any], data_sha256: str, model: str, **others: Any) -> dict[str, Any]:

@@ -9,15 +9,16 @@ import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
-from matrix_dspy.delivery.reading import DataRow, Dataset, Fault, find_data_files, read_dataset
+from matrix_dspy.delivery.reading import DataRow, Dataset, Fault, ShownTurn, find_data_files, read_dataset
 from matrix_dspy.errors import ConfigError, RunError, TableError, boundary, describe_os_error
-from matrix_dspy.training.encoding import ChatEncoder, Encoded, Turns, Unfit
+from matrix_dspy.training.encoding import ChatEncoder, Encoded, Tools, Turns, Unfit
 from matrix_dspy.training.settings import Stage, TrainingConfig
 
 ROWS = "rows.parquet"
@@ -96,6 +97,8 @@ class _Counts:
     example: str = ""
     n_rows: int = 0
     n_cut: int = 0
+    n_without_tools: int = 0
+    """Rows that bring tools and are trained on without."""
     longest: int = 0
     models: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
@@ -189,7 +192,11 @@ def prepare(
     border = _find_border([place for place, _, _ in places], config.eval_share)
     trained = [(n_tokens, n_learnt) for place, n_tokens, n_learnt in places if place > border]
     if not trained:
-        raise ConfigError(f"all {len(places):,} rows would be held out; lower eval_share = {config.eval_share}")
+        # rows of one id or text stand in one place, which no share below it divides
+        advice = "set eval_share=0: all rows share one id or text" if len({place for place, *_ in places}) == 1 else ""
+        raise ConfigError(
+            f"all {len(places):,} rows would be held out; {advice or f'lower eval_share = {config.eval_share}'}"
+        )
     shown = sorted(((-minus, row.id, number, row) for minus, number, row in lowest if -minus <= border), key=_order)
     return Prepared(
         source=Source(
@@ -210,6 +217,7 @@ def prepare(
         left_out=dict(sorted(counts.left_out.items())),
         held_out_up_to=border,
         samples=tuple(_build_sample(row, encoder, limit) for *_, row in shown),
+        notes=_note_tools(counts.n_without_tools),
     )
 
 
@@ -233,7 +241,35 @@ def _build_sample(row: DataRow, encoder: ChatEncoder, limit: int) -> dict[str, A
     while turns and turns[-1].role == "assistant":
         turns = turns[:-1]
     prompt = [turn.model_dump() for turn in turns]
-    return {"id": row.id, "prompt": prompt, "prompt_ids": encoder.encode_prompt(turns)[-limit:]}
+    ids = encoder.encode_prompt(turns, _read_tools(row, encoder))
+    return {"id": row.id, "prompt": prompt, "prompt_ids": ids[-limit:]}
+
+
+def _note_tools(n_rows: int) -> tuple[str, ...]:
+    return (f"{n_rows:,} rows bring tools, which are not shown",) if n_rows else ()
+
+
+def _read_tools(row: DataRow, encoder: ChatEncoder) -> Tools:
+    """Return a row's tools; none where the chat template shows none, or what the row calls tools is something else."""
+    found = _parse_tools(row)
+    is_list = isinstance(found, list) and all(isinstance(tool, dict) for tool in found)
+    return drop_none(found) if is_list and encoder.shows_tools else ()
+
+
+def _parse_tools(row: DataRow) -> Any:
+    """Return the column of tools; files with columns of one type hold it as JSON."""
+    found = row.others.get("tools")
+    if isinstance(found, str):
+        with suppress(ValueError):
+            found = orjson.loads(found)
+    return found
+
+
+def drop_none(value: Any) -> Any:
+    """Take out what a table has only because other rows have it."""
+    if isinstance(value, dict):
+        return {key: drop_none(each) for key, each in value.items() if each is not None}
+    return [drop_none(each) for each in value] if isinstance(value, list) else value
 
 
 def _encode(
@@ -256,6 +292,7 @@ def _encode(
             if isinstance(fitted, Unfit):
                 left.append((row.id, fitted))
                 continue
+            counts.n_without_tools += bool(_parse_tools(row)) and not _read_tools(row, encoder)
             n_tokens = sum(map(len, fitted.values())) + (len(fitted["prompt_ids"]) if stage == "dpo" else 0)
             n_tokens = len(fitted["input_ids"]) if stage == "sft" else n_tokens
             yield row, _Row(row.id, place_row(row.id, config.seed), fitted, n_tokens, _count_learnt(fitted))
@@ -286,13 +323,21 @@ def _count_origin(row: DataRow, counts: _Counts) -> None:
 
 
 def _encode_conversations(rows: Sequence[DataRow], encoder: ChatEncoder) -> list[dict[str, list[int]] | Unfit]:
-    encoded = encoder.encode([row.messages for row in rows])
-    return [each if isinstance(each, Unfit) else {"input_ids": each.ids, "labels": each.labels()} for each in encoded]
+    encoded = encoder.encode([row.messages for row in rows], [_read_tools(row, encoder) for row in rows])
+    return [each if isinstance(each, Unfit) else _label(row, each) for row, each in zip(rows, encoded, strict=True)]
+
+
+def _label(row: DataRow, encoded: Encoded) -> dict[str, list[int]] | Unfit:
+    answers = [turn for turn in row.messages if turn.role == "assistant"]
+    shown = {number for number, turn in enumerate(answers) if isinstance(turn, ShownTurn)}
+    if len(shown) == len(answers):
+        return Unfit("nothing to learn", "all its assistant turns have weight 0")
+    return {"input_ids": encoded.ids, "labels": encoded.labels(shown)}
 
 
 def _encode_pairs(rows: Sequence[DataRow], encoder: ChatEncoder) -> list[dict[str, list[int]] | Unfit]:
     sides: list[Turns] = [(*row.messages, *side) for row in rows for side in (row.chosen, row.rejected)]
-    encoded = encoder.encode(sides)
+    encoded = encoder.encode(sides, [tools for row in rows for tools in [_read_tools(row, encoder)] * 2])
     return [_join_sides(row, encoded[2 * number], encoded[2 * number + 1]) for number, row in enumerate(rows)]
 
 

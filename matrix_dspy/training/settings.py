@@ -16,6 +16,8 @@ Attention = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_
 PRESETS = RECIPES / "training"
 OPERATION = frozenset({"preset", "report_to", "keep_checkpoints", "save_steps"})
 """Keys that may change between starts of one training, since nothing of the model follows from them."""
+_MOST = 2**31 - 1
+"""What the libraries below take for a count."""
 
 
 class SFTSection(Section):
@@ -41,13 +43,13 @@ class DPOSection(Section):
 class LoraSection(Section):
     """Adapters of methods lora and qlora."""
 
-    r: int = Field(default=16, ge=1)
+    r: int = Field(default=16, ge=1, le=_MOST)
     """Rank. [MATRIX]: 8."""
-    alpha: int = Field(default=32, ge=1)
+    alpha: int = Field(default=32, ge=1, le=_MOST)
     """Scale of the adapter's output is alpha / r. [MATRIX]: 16."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
     """Share of inputs to the adapter that is dropped. [MATRIX]: 0.05."""
-    target_modules: tuple[str, ...] = ("all-linear",)
+    target_modules: tuple[str, ...] = Field(default=("all-linear",), min_length=1)
     """Names of the layers that get one; all-linear is every linear layer but the output."""
 
 
@@ -58,17 +60,17 @@ class TrainingConfig(Section):
     """Name of the preset this came from."""
     method: Method = "full"
     """All parameters, LoRA adapters, or LoRA adapters on a base of 4 bits (qlora, needs a GPU and bitsandbytes)."""
-    epochs: float = Field(default=2.0, gt=0)
+    epochs: float = Field(default=2.0, gt=0, le=1e6)
     """Passes over the data. Paper: 2; [MATRIX]: 3."""
-    max_steps: int | None = Field(default=None, ge=1)
-    """Steps after which training ends, whatever `epochs` says; unset follows from the data."""
-    max_length: int = Field(default=4096, ge=8)
+    max_steps: int | None = Field(default=None, ge=1, le=_MOST)
+    """Steps at the most; unset, and where `epochs` is through before, the data says how many there are."""
+    max_length: int = Field(default=4096, ge=8, le=_MOST)
     """Longest row in tokens, chat template included. Paper: 4,096; [MATRIX]: 1,024."""
     too_long: Literal["drop", "cut"] = "drop"
     """What happens to rows longer than that: left out, or cut off at the end; both are counted and said."""
-    batch: int = Field(default=1, ge=1)
+    batch: int = Field(default=1, ge=1, le=_MOST)
     """Rows a device takes at once. Paper: 1."""
-    accumulation: int = Field(default=8, ge=1)
+    accumulation: int = Field(default=8, ge=1, le=_MOST)
     """Batches whose gradients make one step. Paper: 8."""
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     """How the learning rate falls. Paper: cosine."""
@@ -78,21 +80,21 @@ class TrainingConfig(Section):
     """Pull of the weights to zero. Paper: 0."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Length that gradients are cut to."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the order of rows, of new adapters and of dropout."""
     eval_share: float = Field(default=0.02, ge=0, le=0.5)
     """Share of the rows that is held out, chosen by a hash of the row's id; 0 holds out none."""
-    eval_steps: int | None = Field(default=None, ge=1)
+    eval_steps: int | None = Field(default=None, ge=1, le=_MOST)
     """Steps between two evaluations; unset is a tenth of the run."""
-    save_steps: int | None = Field(default=None, ge=1)
+    save_steps: int | None = Field(default=None, ge=1, le=_MOST)
     """Steps between two checkpoints; unset is a tenth of the run."""
-    keep_checkpoints: int = Field(default=2, ge=2)
+    keep_checkpoints: int = Field(default=2, ge=2, le=_MOST)
     """Newest checkpoints that are kept; the last but one is there for when the last is not whole."""
-    sample_steps: int | None = Field(default=None, ge=1)
+    sample_steps: int | None = Field(default=None, ge=1, le=_MOST)
     """Steps between two looks at answers of the model in training; unset is as often as it is evaluated."""
-    n_samples: int = Field(default=4, ge=0)
+    n_samples: int = Field(default=4, ge=0, le=_MOST)
     """Held-out prompts answered at every such look; 0 looks at none."""
-    sample_tokens: int = Field(default=128, ge=1)
+    sample_tokens: int = Field(default=128, ge=1, le=_MOST)
     """Longest such answer, in tokens."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Type of the arithmetic; auto is bf16 on a GPU that has it, else fp32."""

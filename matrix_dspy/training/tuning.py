@@ -25,20 +25,25 @@ from matrix_dspy.bulk.tables import remove_leftovers
 from matrix_dspy.config import RECIPES
 from matrix_dspy.engine.model_files import hash_model
 from matrix_dspy.errors import ConfigError, MatrixError, MissingExtraError, RunError, boundary, did_you_mean
+from matrix_dspy.text import one_line
 from matrix_dspy.training.folder import (
     TRAINED,
     build_identity,
+    has_begun,
     list_versions,
     read_record,
     refuse_other,
     write_record,
 )
+from matrix_dspy.training.interrupting import interruptible
 from matrix_dspy.training.preparing import Prepared, prepare, read_source
 from matrix_dspy.training.settings import Stage, TrainingConfig
 
 Say = Callable[[str], None]
 LAUNCHES = RECIPES / "accelerate"
 FAILED = "failed.json"
+_LONGEST_STOP_S = "900"
+"""Seconds that a step and a checkpoint may take after a request to stop; PyTorch 2.13 would kill them after 30."""
 _NEEDED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _SILENT = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -177,14 +182,32 @@ def find_launch(how: str) -> Path:
         raise ConfigError(f"no launch configuration {how!r}; {did_you_mean(how, known)}, or give a file")
     with boundary(ConfigError, f"read {str(path)!r}"):
         text = path.read_text(encoding="utf-8")
-    if "DEEPSPEED" in text and find_spec("deepspeed") is None:
-        raise MissingExtraError("deepspeed is not installed; pip install deepspeed, or use --launch fsdp")
     import torch
 
-    if ("DEEPSPEED" in text or "FSDP" in text) and not torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if "DEEPSPEED" in text and find_spec("deepspeed") is None:
+        other = "fsdp" if has_gpu else "ddp"
+        raise MissingExtraError(f"deepspeed is not installed; pip install deepspeed, or use --launch {other}")
+    if ("DEEPSPEED" in text or "FSDP" in text) and not has_gpu:
         # accelerate 1.15 would leave the sharding out and say nothing
         raise ConfigError(f"--launch {how} shares a model out over GPUs, and there is none; use --launch ddp")
     return path
+
+
+def check_launch(how: str | None) -> None:
+    """Make sure that a training can be started in this way, or in one process where `how` is None.
+
+    Raises:
+        ConfigError: it cannot.
+        MissingExtraError: a library is not installed.
+    """
+    check_extra()
+    if how is not None:
+        find_launch(how)
+        return
+    from matrix_dspy.training.fitting import check_alone
+
+    check_alone()
 
 
 def read_trained(out: Path) -> Trained:
@@ -259,7 +282,10 @@ def _start(
     launched = {"n_processes": n_processes, "launch": Path(how).name, "template": _hash_text(template)}
     settings = config.describe(stage)
     identity = build_identity(stage, settings, found[1].sha256, digest, **launched)
-    refuse_other(out, record, identity)
+    if record is not None and record["identity"] != identity and not has_begun(out):
+        record = None  # nothing was trained with those settings
+    else:
+        refuse_other(out, record, identity)
     if record is not None and (out / TRAINED).is_file():
         return replace(read_trained(out), was_finished=True)
     from matrix_dspy.training.fitting import check_alone, check_machine
@@ -346,12 +372,14 @@ def _prepare(
     try:
         described = AutoConfig.from_pretrained(model, local_files_only=Path(model).exists()).get_text_config()
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"could not read the config of {model!r} ({error}); give a model's folder") from error
+        words = one_line(str(error))[:200]
+        raise ConfigError(f"could not read the config of {model!r} ({words}); give a model's folder") from error
     context = getattr(described, "max_position_embeddings", None)
     if isinstance(context, int) and 0 < context < limit:
         notes.append(f"rows may have {context:,} tokens, the model's own limit, not {limit:,}")
         limit = context
-    return replace(prepare(config, stage, found, encoder, out, limit), notes=tuple(notes))
+    prepared = prepare(config, stage, found, encoder, out, limit)
+    return replace(prepared, notes=(*notes, *prepared.notes))
 
 
 def _describe_model(model: str, digest: str, *, is_local: bool) -> dict[str, Any]:
@@ -398,7 +426,9 @@ def _run_processes(out: Path, configuration: Path, n_processes: int, say: Say) -
     if not torch.cuda.is_available():
         # the flag --cpu would start one process only (accelerate 1.15)
         environment["ACCELERATE_USE_CPU"] = "true"
-    with log.open("wb") as errors_file:
+    # holds where a stop is asked for: after a process that failed, PyTorch still kills the others within 30 seconds
+    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _LONGEST_STOP_S)
+    with log.open("wb") as errors_file, interruptible():
         # in a session of its own, so that Ctrl-C reaches this process only and each of the others once
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors_file, env=environment, start_new_session=True

@@ -63,6 +63,10 @@ class Watch(TrainerCallback):
         self._in_step = n_tokens if self._in_step is None else self._in_step + n_tokens
         self._is_finite = finite if self._is_finite is None else self._is_finite & finite
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save and evaluate as often as is asked for now: a checkpoint brings its own intervals back."""
+        state.compute_steps(args, state.max_steps)
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock of a step."""
         self._in_step = self._is_finite = None
@@ -152,6 +156,11 @@ def watched(kind: type[Any], stage: Stage) -> type[Any]:
     class Watched(kind):
         watch: Watch
 
+        def _run_epoch(self, *args: Any, **others: Any) -> None:
+            # from a checkpoint of the last step in the middle of an epoch, transformers 5.19 would train one step more
+            if self.state.global_step < self.state.max_steps:
+                super()._run_epoch(*args, **others)
+
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
             loss = super().training_step(model, inputs, num_items_in_batch)
             self.watch.see(inputs, loss)
@@ -168,16 +177,28 @@ def watched(kind: type[Any], stage: Stage) -> type[Any]:
         def _prepare_dataset(self: Any, dataset: Any, *_: Any) -> Any:
             return dataset  # TRL 1.16 would tokenize again what is tokens already
 
+        def _precompute_ref_logps(self: Any, dataset: Any, *others: Any) -> Any:
+            # TRL 1.16 writes them where only one process finds them, for rows that are in memory
+            folder = Path(self.args.output_dir)
+            dataset._get_cache_file_path = lambda name: str(folder / f"reference-{name}.arrow")
+            return kind._precompute_ref_logps(self, dataset, *others)
+
         Watched._prepare_dataset = _prepare_dataset  # type: ignore[attr-defined]
+        Watched._precompute_ref_logps = _precompute_ref_logps  # type: ignore[attr-defined]
     return Watched
 
 
 def generate(trainer: Any, prompts: list[list[int]], n_tokens: int) -> list[str]:
     """Return greedy answers of a trainer's model, drawing on no random numbers.
 
-    All processes of a training call it together: with FSDP each holds a part of the weights only.
+    All processes of a training call it together: with FSDP each holds a part of the weights only. Prompt and answer
+    stay within the model's context: answers are cut, and the beginnings of prompts that leave no room for one.
     """
     model, tokenizer = trainer.accelerator.unwrap_model(trainer.model_wrapped), trainer.processing_class
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context:
+        prompts = [each[1 - context :] for each in prompts]
+        n_tokens = min(n_tokens, context - max(map(len, prompts)))
     longest = max(map(len, prompts))
     pad = tokenizer.pad_token_id
     device = trainer.accelerator.device

@@ -1,0 +1,45 @@
+"""How a training in another process is stopped: by Ctrl-C, by a request to end, by the death of who started it."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+_LOOK_EVERY_S = 0.5
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C and a request to end (SIGTERM) break off a wait for another process, as KeyboardInterrupt.
+
+    The handlers of others would not: the event loop's looks afterwards only, and with that of polars a read that has
+    begun goes on. Only the main thread is told of signals; in any other this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, _interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def end_with(parent: int) -> None:
+    """Have this process asked to end (SIGTERM), once, when `parent`, which started it, is gone."""
+    threading.Thread(target=_look_after, args=(parent,), daemon=True).start()
+
+
+def _look_after(parent: int) -> None:
+    # Linux could do it, but would ask once for every thread of the parent's, and the second request stops at once
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY_S)
+    os.kill(os.getpid(), signal.SIGTERM)
