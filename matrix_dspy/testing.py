@@ -22,9 +22,11 @@ from matrix_dspy.engine.base import Sampling
 from matrix_dspy.engine.rehearsal.prompt import Layout, Prompt, read_content, read_prompt
 from matrix_dspy.engine.rehearsal.server import RehearsalServer, serve
 from matrix_dspy.optimization.judged import (
+    BORROWED,
     DIFFICULTIES,
     LEVELS,
     QUALITIES,
+    RATINGS,
     JudgedRow,
     list_judged,
     load_judged,
@@ -97,7 +99,7 @@ class TestingServer(RehearsalServer):
         if names & {"new_instruction", "proposed_instruction", "module_advice"}:
             return _write_fields(prompt.layout, _propose(prompt, names, luck, packed))
         if (truth := self.labels.find(prompt.inputs)) is not None:
-            return _write_fields(prompt.layout, self._judge(truth, prompt, lesson, luck))
+            return _write_fields(prompt.layout, _borrow(self._judge(truth, prompt, lesson, luck), names))
         if names == {"reason", "score"}:
             level = min(max(LEVELS), max(min(LEVELS), 1 + _count_marks(prompt.request)))
             return _write_fields(prompt.layout, {"reason": f"It shows marks worth {level - 1}.", "score": level})
@@ -123,6 +125,15 @@ class TestingServer(RehearsalServer):
             return {**reasons, "quality": quality, "difficulty": difficulty}
         level = 1 + _step((truth.score or 1) - 1, rng, is_wrong=is_wrong)
         return {"reason": "What decides it was weighed.", "score": level}
+
+
+def _borrow(verdict: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """Return a verdict in the terms of the judge that is asked, which may know only another's labels."""
+    if "level" in names and "preference" in verdict:
+        return {"reason": verdict["reason"], "level": "A>B" if verdict["preference"] == "A" else "B>A"}
+    if "rating" in names and "score" in verdict:
+        return {"reason": verdict["reason"], "rating": RATINGS[verdict["score"]]}
+    return verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +165,7 @@ class _Labels:
         self._rows: dict[str, JudgedRow] = {}
         self._good: set[str] = set()
         for name in list_judged():
-            judged = load_judged(name)
-            for row in judged.rows:
+            for row in load_judged(name).rows if name not in BORROWED else ():
                 self._add(row)
         for path in files:
             for row in read_rows(path.stem.partition(".")[0], path):
@@ -182,6 +192,8 @@ class _Labels:
             "response",
             "response_a",
             "response_b",
+            "earlier",
+            "known_answers",
         }:
             return None
         row = self._rows.get(_name(inputs))

@@ -31,7 +31,7 @@ MAX_DEMOS: dict[str, int] = {
     "pair_judge": 1,
     "output_judge": 0,
     "arena_judge": 0,
-    "rating_judge": 3,
+    "rating_judge": 0,
     "critic": 1,
     "reviser": 1,
 }

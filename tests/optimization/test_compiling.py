@@ -395,11 +395,10 @@ def write_noisy_labels(path: Path) -> Path:
     return path
 
 
-def test_pairs_are_asked_in_both_orders(testing_lm: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("judge", ["pair_judge", "arena_judge"])
+def test_pairs_are_asked_in_both_orders(testing_lm: Server, tmp_path: Path, judge: str) -> None:
     compiled = compile_program(
-        Plan(
-            "pair_judge", "labeled", testing_lm.url, budget=1500, start="written", out=tmp_path, work=tmp_path / "work"
-        )
+        Plan(judge, "labeled", testing_lm.url, budget=1500, start="written", out=tmp_path, work=tmp_path / "work")
     )
 
     found = compiled.card["agreement"]["testing-lm"]
@@ -407,6 +406,17 @@ def test_pairs_are_asked_in_both_orders(testing_lm: Server, tmp_path: Path) -> N
     assert found["agreement"]["value"] > 0.5
     assert found["order_flips"]["value"] > 0
     assert compiled.card["n_test"] == 2 * found["n"]
+
+
+def test_the_rating_judge_is_measured_on_scored_answers(testing_lm: Server, tmp_path: Path) -> None:
+    plan = Plan("rating_judge", "labeled", testing_lm.url, budget=1500, start="written", out=tmp_path)
+
+    found = compile_program(replace(plan, work=tmp_path / "work")).card["agreement"]["testing-lm"]
+
+    assert (found["n"], found["unanswered"]) == (26, 0)
+    assert found["kappa"]["value"] > 0.2
+    scores = pl.read_parquet(tmp_path / "work" / "scores.parquet")
+    assert set(scores["verdict"]) <= {1, 2, 3, 4, 5}
 
 
 def test_a_users_own_set_is_compiled_with_its_own_rubric(plan: Plan, tmp_path: Path) -> None:
