@@ -30,7 +30,7 @@ from matrix_dspy.curation.duplicates import find_duplicates
 from matrix_dspy.curation.filters import LengthFilter, RefusalFilter, SelfContainedFilter, read_refusal_version
 from matrix_dspy.curation.language import LanguageFilter, is_english
 from matrix_dspy.curation.tagging import find_root_verb
-from matrix_dspy.delivery.reading import DataRow, Dataset, Fault, read_dataset
+from matrix_dspy.delivery.reading import DataRow, Dataset, Fault, ShownTurn, read_dataset
 from matrix_dspy.engine.embedding import build_embedder
 from matrix_dspy.errors import ConfigError
 from matrix_dspy.gates import check_language, check_sandbox, find_nearest, load_benchmarks
@@ -251,6 +251,8 @@ class _Worker:
     def _check_kind(self, row: DataRow, answered: str) -> Drop | None:
         if not answered.strip():
             return Drop("empty", "there is no answer")
+        if any(isinstance(turn, ShownTurn) for turn in row.messages):
+            return Drop("other weight", "a turn of it has weight 0, which this data set could not say")
         if "code" in self.kind.checks and (drop := check_code(answered, runs_tests=self.runs_tests).drop) is not None:
             return drop
         if self.kind.shape == "thinking" and (fault := find_fault(self._split(answered), *self.kind.thinking_tokens)):

@@ -279,6 +279,17 @@ def test_curate_takes_the_kind_that_fits_the_rows(tmp_path: Path):
     assert not (tmp_path / "c").exists() and not (tmp_path / "d").exists()
 
 
+def test_curate_keeps_no_row_with_a_turn_that_is_not_to_be_learnt(tmp_path: Path):
+    rows = write_conversations(tmp_path / "rows.jsonl")
+    lines = [json.loads(line) for line in rows.read_text("utf-8").splitlines()]
+    next(turn for turn in lines[0]["messages"] if turn["role"] == "assistant")["weight"] = 0
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+
+    folder = curate(rows, tmp_path / "out").path
+
+    assert read_run_table(folder, "rejected")["reason"].to_list() == ["other weight"]
+
+
 def test_curate_advises_nothing_that_it_cannot_do(tmp_path: Path):
     curate(write_conversations(tmp_path / "rows.jsonl"), tmp_path / "out")
     other = write_conversations(tmp_path / "rows.jsonl", QUESTIONS[:3])
