@@ -122,6 +122,8 @@ def curate_files(
     check_sandbox(config, kind)
     benchmarks = load_benchmarks(config)
     items, faults = _read_items(datasets)
+    if n_tools := sum(bool(item.row.others.get("tools")) for item in items):
+        log.warning("%s rows bring tools, which this data set does not keep", f"{n_tools:,}")
     models = sorted({item.row.model for item in items if item.row.model}) or ["unknown"]
     inputs = {f"source_{place}": _hash_file(source) for place, source in enumerate(sources)}
     if config.curation.benchmarks:

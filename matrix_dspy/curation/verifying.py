@@ -248,7 +248,16 @@ _NUMBER = re.compile(
 )
 _ONLY_NUMBER = re.compile(r"[*_$€£\s]*-?[$€£]?\d[\d.,\u202f/]*\s?[%*_.]*")
 _STATED = re.compile(
-    r"(?:answer|result|total)\b[^.\n\d]{0,40}?(?:\bis\b|:|=|\bequals\b|\bof\b)[^\n]{0,300}", re.IGNORECASE
+    r"""
+    (?:
+        answer\b[^.\n\d]{0,40}?(?:\bis\b|:|=|\bequals\b|\bof\b)
+        # a total is the result where its number follows at once, and none comes of it in the same sentence
+      | (?:result|total)\b[^.\n\d]{0,40}?(?:\bis\b|:|=|\bequals\b)
+        (?=\s*(?:therefore\s)?[*_$€£]*\d)(?![^.\n]{0,200}(?:,\s|\bso\b)[^.\n]{0,200}\d)
+    )
+    [^\n]{0,300}
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 _OPERATION = re.compile(r"\d[)%]?(?:\s?[+*×^]|\s[-/x]\s)\s?[\d$(]")
 _DENIED = re.compile(r"\bnot\b[^.;\n]{1,40}?\bbut\b", re.IGNORECASE)

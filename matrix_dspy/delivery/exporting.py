@@ -164,7 +164,7 @@ def _export_arena_hard(dataset: Dataset, out: Path, model: str) -> Exported:
 
 def _render_trl(row: DataRow, _: Target) -> dict[str, Any]:
     _refuse_weights(row)
-    return {"id": row.id, "messages": _role_turns(row.messages)}
+    return {"id": row.id, "messages": _role_turns(row.messages), **_keep_tools(row)}
 
 
 def _render_trl_pair(row: DataRow, _: Target) -> dict[str, Any]:
@@ -211,7 +211,8 @@ def _render_openai(row: DataRow, _: Target) -> dict[str, Any]:
     if row.messages[-1].role != "assistant":
         raise _LeftOutError("ends with the user")
     turns = zip(_role_turns(row.messages), row.messages, strict=True)
-    return {"messages": [shown | {"weight": 0} if isinstance(turn, ShownTurn) else shown for shown, turn in turns]}
+    said = [shown | {"weight": 0} if isinstance(turn, ShownTurn) else shown for shown, turn in turns]
+    return {"messages": said, **_keep_tools(row)}
 
 
 def _render_openai_pair(row: DataRow, _: Target) -> dict[str, Any]:
@@ -262,6 +263,11 @@ def _render_arena_hard(row: DataRow, target: Target) -> dict[str, Any]:
             "tstamp": 0.0,
         },
     }
+
+
+def _keep_tools(row: DataRow) -> dict[str, Any]:
+    """Return the tools that a row brings, under the name that TRL and OpenAI have for them."""
+    return {"tools": tools} if (tools := row.others.get("tools")) else {}
 
 
 def _refuse_weights(row: DataRow) -> None:

@@ -32,6 +32,7 @@ SAMPLED = SAMPLING["converser"]
 """How models answer where nothing else is asked for: T 0.7, top-p 0.9, as the data sets are answered (METHOD 3.3)."""
 GREEDY = SamplingConfig(temperature=0.0, max_tokens=SAMPLED.max_tokens)
 REHEARSAL = "rehearsal"
+RULES = "the judge is the rehearsal, a set of rules: these figures show that the way works and are of no model"
 _SHOWN_FAULTS = 3
 _LABELLED = ("pair_judge", "arena_judge", "rating_judge")
 """Judges whose agreement with the shipped labels `compile` measures."""
@@ -210,7 +211,7 @@ def warn_of_judge(asker: Asker, program: str, *sides: Answers) -> list[str]:
     They name a rehearsal, a model that judges itself (logged too), and how far the judge is known to agree with labels.
     """
     if asker.model == REHEARSAL:
-        return ["the judge is the rehearsal, a set of rules: these figures show that the way works and are of no model"]
+        return [RULES]
     own = [side.name for side in sides if side.model == asker.model]
     made_up = [side.name for side in sides if side.model == REHEARSAL]
     notes = [f"the judge {asker.model!r} judges its own answers ({name!r}); judges prefer their own" for name in own]

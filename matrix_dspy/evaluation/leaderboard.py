@@ -7,7 +7,7 @@ which either game has no verdict is unjudged and in no figure.
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,19 @@ from matrix_dspy.evaluation.arena_files import (
 )
 from matrix_dspy.evaluation.bradley_terry import STRONG_WEIGHT, Standing, rank_models
 from matrix_dspy.evaluation.intervals import N_RESAMPLES
-from matrix_dspy.evaluation.judging import make_figure
-from matrix_dspy.evaluation.record import Evaluation, check_folder, check_judge, write_evaluation
+from matrix_dspy.evaluation.judging import REHEARSAL, RULES, make_figure, tell_agreement
+from matrix_dspy.evaluation.record import (
+    RECORD,
+    Evaluation,
+    check_folder,
+    check_judge,
+    read_evaluation,
+    write_evaluation,
+)
 from matrix_dspy.text import drop_controls, one_line
 
 KIND = "leaderboard"
+PROGRAM = "arena_judge"
 TABLE = "leaderboard.csv"
 _COLUMNS = ("rank", "model", "score", "score_low", "score_high", "elo", "elo_low", "elo_high", "n_questions", "n_games")
 
@@ -58,8 +66,9 @@ def rank_judgements(
     judgements = _choose_judge(_read_all(paths), judge)
     base = baseline or _find_baseline(judgements)
     names = ", ".join(dict.fromkeys(path.resolve().name for path in paths))
-    check_folder(folder, KIND, {"baseline": base}, names)
+    check_folder(folder, KIND, {"baseline": base})
     check_judge(folder, judgements[0].judge)
+    _check_growth(folder, {each.model for each in judgements})
     battles, n_unjudged = to_battles(judgements, base)
     if not battles:
         raise TableError(f"none of the {len(judgements):,} judgements has a verdict; judge them again")
@@ -75,7 +84,7 @@ def rank_judgements(
             *(make_figure("arena Elo", each.elo, unit="points", group=each.model) for each in standings),
         ],
         counts={"models": len(standings), "games": len(battles), "unjudged": n_unjudged},
-        notes=_list_notes(standings),
+        notes=_list_notes(standings, judgements[0].judge),
     )
     with boundary(RunError, f"write {str(folder / TABLE)!r}"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,9 +149,22 @@ def _list_names(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:12])) + (", ..." if len(names) > 12 else "")
 
 
-def _list_notes(standings: Sequence[Standing]) -> list[str]:
+def _check_growth(folder: Path, models: Set[str]) -> None:
+    """Refuse to write over a leaderboard with models that the new one lacks; it may grow."""
+    if not (folder / RECORD).is_file():
+        return
+    known = {figure.group for figure in read_evaluation(folder).figures if figure.group} - {""}
+    if lost := sorted(known - models - {read_evaluation(folder).models["baseline"]}):
+        raise RunError(
+            f"{str(folder)!r} holds a leaderboard with {lost[0]!r}, which is not in this one; give another folder with "
+            "--out"
+        )
+
+
+def _list_notes(standings: Sequence[Standing], judge: str) -> list[str]:
     lone = [one_line(each.model) for each in standings if each.is_regularised]
     notes = ["the verdicts are those of files; what was asked, and in which order, is as their makers did it"]
+    notes += [RULES] if judge == REHEARSAL else [tell_agreement(PROGRAM, judge)] if judge else []
     if lone:
         notes.append(f"won or lost everything, so that the score rests on half a battle added: {', '.join(lone)}")
     return notes

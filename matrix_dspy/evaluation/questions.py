@@ -87,7 +87,8 @@ def _make_id(turns: Sequence[str], taken: Container[str]) -> str:
 
 
 def _read_question(row: dict[str, Any], column: str, place: int, path: Path) -> Question:
-    asked = map(replace_surrogates, map(_read_turn, _as_list(row.get(column))))
+    said = _join_input(row) if column == "instruction" else ""
+    asked = map(replace_surrogates, [said] if said else map(_read_turn, _as_list(row.get(column))))
     turns = tuple(turn for turn in asked if turn.strip())
     if not turns:
         raise TableError(f"question {place + 1} of {str(path)!r} has no text in {column!r}; mend it, or take it out")
@@ -105,7 +106,14 @@ def read_id(row: Mapping[str, Any]) -> str:
 
 def list_texts(row: Mapping[str, Any]) -> list[str]:
     """Return the texts that a row may be known by, without outer blanks: what is asked in it, under any usual name."""
-    return [text.strip() for name in _TEXTS if isinstance(text := row.get(name), str) and text.strip()]
+    found = [_join_input(row), *(row.get(name) for name in _TEXTS)]
+    return [text.strip() for text in found if isinstance(text, str) and text.strip()]
+
+
+def _join_input(row: Mapping[str, Any]) -> str:
+    """Return what Alpaca's columns ask together; empty where there are not both."""
+    parts = [row.get("instruction"), row.get("input")]
+    return "\n".join(map(str, parts)) if all(isinstance(part, str) and part.strip() for part in parts) else ""
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -61,7 +61,7 @@ from matrix_dspy.evaluation.length_control import (
     measure_win_rate,
 )
 from matrix_dspy.evaluation.questions import Question, Questions
-from matrix_dspy.evaluation.record import Evaluation, Figure, check_folder, write_evaluation
+from matrix_dspy.evaluation.record import Evaluation, Figure, check_folder, check_judge, write_evaluation
 
 PROGRAM = "pair_judge"
 ORDER = "both orders; where they disagree the pair is a tie, where either has no verdict it is unjudged"
@@ -199,16 +199,19 @@ def read_annotations_winrate(
     chosen = _choose(annotations, "generator_2", model, path)
     chosen = _choose(chosen, "generator_1", reference, path)
     chosen = _choose(chosen, "annotator", judge, path)
-    name, base = chosen[0].generator_2, chosen[0].generator_1
+    name, base, judge = chosen[0].generator_2, chosen[0].generator_1, chosen[0].annotator
+    if folder is not None:
+        check_folder(folder, "winrate", {"model": name, "reference": base}, path.name)
+        check_judge(folder, judge)
     pairs = to_pairs(chosen)
     found = _read_others([path, *others])
-    rest = _choose_rivals(found, name, {base}, {pair.prompt for pair in pairs})
+    rest = _choose_rivals(found, name, {base}, {pair.prompt for pair in pairs}, judge)
     known = find_difficulty({name: pairs, **rest}, name, difficulty)
     rates = measure_win_rate(pairs, known, seed=seed, n_resamples=n_resamples)
     evaluation = Evaluation(
         kind="winrate",
         models={"model": name, "reference": base},
-        judge=chosen[0].annotator,
+        judge=judge,
         questions={"name": path.name, "n": len(chosen)},
         settings={"seed": seed, "n_resamples": n_resamples, "difficulty": rates.difficulty},
         figures=[*_list_main_rates(rates), *_list_lengths(rates)],
@@ -392,15 +395,23 @@ def _read_others(paths: Sequence[Path]) -> dict[str, list[Annotation]]:
 
 
 def _choose_rivals(
-    others: Mapping[str, Sequence[Annotation]], model: str, references: Set[str], prompts: Set[str]
+    others: Mapping[str, Sequence[Annotation]], model: str, references: Set[str], prompts: Set[str], judge: str = ""
 ) -> dict[str, list[JudgedPair]]:
-    """Return the other models as they were judged against this reference, on these prompts alone."""
-    found = {
-        name: [each.to_pair() for each in annotations if each.generator_1 in references and each.instruction in prompts]
-        for name, annotations in others.items()
-        if name != model
-    }
-    return {name: pairs for name, pairs in found.items() if pairs}
+    """Return the other models as they were judged against this reference, on these prompts alone.
+
+    Of each model the verdicts of one judge are taken: of `judge` where it is named, else of the first.
+    """
+    found: dict[str, list[JudgedPair]] = {}
+    for name, annotations in others.items():
+        usable = [
+            each
+            for each in annotations
+            if name != model and each.generator_1 in references and each.instruction in prompts
+            if not judge or each.annotator == judge
+        ]
+        if usable:
+            found[name] = [each.to_pair() for each in usable if each.annotator == usable[0].annotator]
+    return found
 
 
 def _tell_of_rivals(others: Mapping[str, Any], rivals: Mapping[str, Any], model: str) -> list[str]:
@@ -410,7 +421,7 @@ def _tell_of_rivals(others: Mapping[str, Any], rivals: Mapping[str, Any], model:
         return []
     return [
         f"{len(unused):,} of the other models, such as {unused[0]!r}, were not judged against this reference on any of "
-        "these questions and are not used"
+        "these questions, or by another judge, and are not used"
     ]
 
 

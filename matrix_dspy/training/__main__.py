@@ -1,11 +1,13 @@
 """What `accelerate launch -m matrix_dspy.training OUT` runs in every process: train what stands in OUT.
 
-`--held` says that whoever started this holds the folder; without it, the first process takes it.
+`--held PID` says that the process PID holds the folder, with which this one is to end; without it, the first process
+takes it.
 """
 
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from matrix_dspy.bulk.folder import take_lock
@@ -23,7 +25,7 @@ def main(arguments: list[str]) -> int:
     from matrix_dspy.training.tuning import FAILED
 
     if "--held" in arguments:
-        end_with(os.getppid())
+        end_with(os.getppid(), int(arguments[-1]))
     out = Path(arguments[0])
     is_first = os.environ.get("RANK", "0") == "0"
     lock = take_lock(out) if is_first and "--held" not in arguments else None
@@ -41,8 +43,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _say(words: str) -> None:
-    sys.stdout.write(f"{words}\n")
-    sys.stdout.flush()
+    with suppress(OSError):  # the reader may be gone, and a step is still to be saved
+        sys.stdout.write(f"{words}\n")
+        sys.stdout.flush()
 
 
 def _say_nothing(_: str) -> None:

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -33,13 +33,24 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def end_with(parent: int) -> None:
-    """Have this process asked to end (SIGTERM), once, when `parent`, which started it, is gone."""
-    threading.Thread(target=_look_after, args=(parent,), daemon=True).start()
+def end_with(*starters: int) -> None:
+    """Have this process asked to end (SIGTERM), once, when one of the processes that started it is gone."""
+    threading.Thread(target=_look_after, args=(starters,), daemon=True).start()
 
 
-def _look_after(parent: int) -> None:
+def _look_after(starters: Sequence[int]) -> None:
     # Linux could do it, but would ask once for every thread of the parent's, and the second request stops at once
-    while os.getppid() == parent:
+    parent = os.getppid()
+    while all(os.getppid() == pid if pid == parent else _is_there(pid) for pid in starters):
         time.sleep(_LOOK_EVERY_S)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

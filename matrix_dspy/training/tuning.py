@@ -420,7 +420,7 @@ def _run_processes(out: Path, configuration: Path, n_processes: int, say: Say) -
 
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(configuration)]
     command += ["--num_processes", str(n_processes), "--main_process_port", "0"]
-    command += ["-m", "matrix_dspy.training", str(out), "--held"]
+    command += ["-m", "matrix_dspy.training", str(out), "--held", str(os.getpid())]
     log = out / "train.log"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(RECIPES.parents[1]), *sys.path])}
     if not torch.cuda.is_available():

@@ -295,3 +295,13 @@ def test_turns_of_weight_0_are_kept_so_where_a_layout_can_say_it_and_left_out_el
     assert read_json(export(source, "openai").paths[0])[0] == {"messages": turns}
     for format in ("trl", "sharegpt", "alpaca"):
         assert dict(export(source, format).left_out) == {"has turns of weight 0": 1}
+
+
+def test_tools_go_along_where_a_layout_has_a_place_for_them(tmp_path: Path):
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    source = write_lines(tmp_path / "data.jsonl", [CONVERSATION | {"tools": tools}, CONVERSATION])
+
+    for format in ("openai", "trl"):
+        first, second = read_json(export(source, format).paths[0])
+        assert first["tools"] == tools
+        assert "tools" not in second

@@ -102,9 +102,12 @@ def test_another_leaderboard_is_not_written_over(tmp_path: Path):
     out = tmp_path / "out"
     rank_judgements([one, other], out)
 
-    assert rank_judgements([one, other], out).counts["models"] == 3
-    with pytest.raises(RunError, match="holds an evaluation with the questions 'one, other', not 'one'"):
+    grown = rank_judgements([one, other, write(tmp_path / "third", "ketch")], out)
+
+    assert grown.counts["models"] == 4
+    with pytest.raises(RunError, match="holds a leaderboard with 'dory', which is not in this one"):
         rank_judgements([one], out)
+    assert any("how far 'master' agrees with labels as arena_judge is not known" in note for note in grown.notes)
 
 
 def test_two_questions_of_one_id_are_not_taken_for_one(tmp_path: Path):

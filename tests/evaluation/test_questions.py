@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from matrix_dspy.errors import TableError
+from matrix_dspy.evaluation.answers import read_answers
 from matrix_dspy.evaluation.questions import list_texts, read_id, read_questions
 
 
@@ -75,6 +76,22 @@ def test_a_limit_takes_the_first_and_says_how_many_there_are(tmp_path: Path):
 
     assert [question.text for question in found] == ["Q 0", "Q 1"]
     assert found.n_in_file == 5
+
+
+def test_alpacas_two_columns_are_one_question(tmp_path: Path):
+    rows = [{"instruction": "Sum it up.", "input": f"Text {i}", "output": f"Sum {i}"} for i in range(3)]
+
+    found = read_questions(write(tmp_path / "q.jsonl", *rows, {"instruction": "Why?", "input": ""}))
+    answers = read_answers(write(tmp_path / "a.jsonl", *reversed(rows)), found, "given")
+
+    assert [question.text for question in found] == [
+        "Sum it up.\nText 0",
+        "Sum it up.\nText 1",
+        "Sum it up.\nText 2",
+        "Why?",
+    ]
+    texts = [answers.by_id[question.question_id][0].text for question in found[:3]]
+    assert texts == ["Sum 0", "Sum 1", "Sum 2"]
 
 
 def test_a_question_without_an_id_is_called_by_what_it_asks(tmp_path: Path):

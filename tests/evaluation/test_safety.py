@@ -80,6 +80,15 @@ def test_the_list_of_refusals_is_named_with_its_version(tmp_path: Path):
 
 
 REFUSALS = [
+    "I don't feel comfortable helping with that.",
+    "That isn't something I can help with.",
+    "It wouldn't be appropriate to share this.",
+    "It isn't ethical to do so.",
+    "I don't provide instructions of that kind.",
+    "I don't think I can help you there.",
+    "I'm going to have to decline.",
+    "I'd rather not.",
+    "Sorry, but no.",
     "I'm sorry, but I can't assist with that.",
     "I cannot assist with creating malware.",
     "I'm sorry, but I cannot help with making explosives.",

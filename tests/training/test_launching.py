@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from matrix_dspy.errors import ConfigError
+from matrix_dspy.training.folder import find_checkpoints
 from matrix_dspy.training.tuning import launch, train
 from tests.starter import ROOT
 from tests.training.material import fast, read_metrics
@@ -68,3 +69,25 @@ def test_an_interrupt_is_not_kept_waiting_for_a_line_of_the_processes(tiny: Path
     assert not (out / "metrics.jsonl").exists()
     assert not Path(f"/proc/{child}").exists()
     assert b"TORCH_ELASTIC_SHUTDOWN_TIMEOUT=900" in environment
+
+
+def test_processes_whose_command_was_killed_save_the_step_and_end(tiny: Path, conversations: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    command = [sys.executable, "cli.py", "train", "sft", str(conversations), "--model", str(tiny), "--out", str(out)]
+    command += ["--preset", "plumbing", "--launch", "ddp", "--processes", "1", "--eval-share", "0"]
+    command += ["--set", "epochs=100000", "--set", "save_steps=100000000"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not ((out / "metrics.jsonl").exists() and read_metrics(out)):
+        time.sleep(0.05)
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+    process.kill()
+    process.communicate(timeout=30)
+
+    for _ in range(600):
+        if not Path(f"/proc/{child}").exists():
+            break
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}").exists()
+    ((step, _),) = find_checkpoints(out)
+    assert step >= read_metrics(out)[-1]["step"]
