@@ -9,11 +9,9 @@ step is resumable, so the whole is: the same command goes on.
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +23,7 @@ from matrix_dspy.config import Config, change_config, load_kind, load_recipe, lo
 from matrix_dspy.engine.serving import find_spec
 from matrix_dspy.errors import ConfigError, RunError
 from matrix_dspy.training.folder import TRAINED
-from matrix_dspy.training.interrupting import end_with, interruptible
+from matrix_dspy.training.interrupting import end_with, interruptible, say_aloud
 from matrix_dspy.training.settings import Stage, TrainingConfig, load_training
 
 if TYPE_CHECKING:
@@ -252,13 +250,7 @@ def _train_for(parent: int, config: TrainingConfig, source: Path, model: str, ou
 def _train_here(config: TrainingConfig, source: Path, model: str, out: Path, stage: Stage) -> "Trained":
     from matrix_dspy.training.tuning import train
 
-    return train(config, source, model, out, stage=stage, say=_say)
-
-
-def _say(words: str) -> None:
-    with suppress(OSError):  # the reader may be gone, and a step is still to be saved
-        sys.stdout.write(f"{words}\n")
-        sys.stdout.flush()
+    return train(config, source, model, out, stage=stage, say=say_aloud)
 
 
 def _build_link(

@@ -68,7 +68,7 @@ def rank_judgements(
     names = ", ".join(dict.fromkeys(path.resolve().name for path in paths))
     check_folder(folder, KIND, {"baseline": base})
     check_judge(folder, judgements[0].judge)
-    _check_growth(folder, {each.model for each in judgements})
+    _check_growth(folder, {base} | {name for each in judgements for name in (each.model, each.baseline)})
     battles, n_unjudged = to_battles(judgements, base)
     if not battles:
         raise TableError(f"none of the {len(judgements):,} judgements has a verdict; judge them again")
@@ -153,8 +153,8 @@ def _check_growth(folder: Path, models: Set[str]) -> None:
     """Refuse to write over a leaderboard with models that the new one lacks; it may grow."""
     if not (folder / RECORD).is_file():
         return
-    known = {figure.group for figure in read_evaluation(folder).figures if figure.group} - {""}
-    if lost := sorted(known - models - {read_evaluation(folder).models["baseline"]}):
+    known = {figure.group for figure in read_evaluation(folder).figures if figure.group}
+    if lost := sorted(known - models):
         raise RunError(
             f"{str(folder)!r} holds a leaderboard with {lost[0]!r}, which is not in this one; give another folder with "
             "--out"

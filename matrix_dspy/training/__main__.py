@@ -7,13 +7,12 @@ takes it.
 import json
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from matrix_dspy.bulk.folder import take_lock
 from matrix_dspy.bulk.tables import write_text
 from matrix_dspy.errors import MatrixError
-from matrix_dspy.training.interrupting import end_with
+from matrix_dspy.training.interrupting import end_with, say_aloud
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +29,7 @@ def main(arguments: list[str]) -> int:
     is_first = os.environ.get("RANK", "0") == "0"
     lock = take_lock(out) if is_first and "--held" not in arguments else None
     try:
-        fit(out, _say if is_first else _say_nothing)
+        fit(out, say_aloud if is_first else _say_nothing)
     except (MatrixError, KeyboardInterrupt) as error:
         failure = {"kind": type(error).__name__, "words": str(error)}
         write_text(json.dumps(failure), out / FAILED)
@@ -40,12 +39,6 @@ def main(arguments: list[str]) -> int:
         if lock is not None:
             lock.release()
     return 0
-
-
-def _say(words: str) -> None:
-    with suppress(OSError):  # the reader may be gone, and a step is still to be saved
-        sys.stdout.write(f"{words}\n")
-        sys.stdout.flush()
 
 
 def _say_nothing(_: str) -> None:

@@ -2,10 +2,11 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 _LOOK_EVERY_S = 0.5
@@ -31,6 +32,13 @@ def interruptible() -> Iterator[None]:
 
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def say_aloud(words: str) -> None:
+    """Write a line to standard output at once; nothing happens where its reader is gone: a step is still to be saved."""
+    with suppress(OSError):
+        sys.stdout.write(f"{words}\n")
+        sys.stdout.flush()
 
 
 def end_with(*starters: int) -> None:

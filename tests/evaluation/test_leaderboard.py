@@ -95,6 +95,7 @@ def test_one_model_against_two_baselines_joins_them(tmp_path: Path):
 
     assert {figure.name for figure in found.figures if not figure.group} == {"sloop", "raft", "barge"}
     assert found.find("raft").value == pytest.approx(50)  # the same games
+    assert rank_judgements([tmp_path / "one", tmp_path / "other"], tmp_path / "out", baseline="barge") == found
 
 
 def test_another_leaderboard_is_not_written_over(tmp_path: Path):

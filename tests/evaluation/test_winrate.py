@@ -466,7 +466,10 @@ def test_judges_and_references_of_a_file_are_not_mixed(tmp_path: Path):
         read_annotations_winrate(path)
     with pytest.raises(ConfigError, match=r"has 2 judges; name one of 'somebody', 'another' with --judge"):
         read_annotations_winrate(path, reference=one[0].generator_1)
-    found = read_annotations_winrate(path, reference=one[0].generator_1, judge="another", n_resamples=50)
+    out, sides = tmp_path / "out", {"reference": one[0].generator_1, "n_resamples": 50}
+    found = read_annotations_winrate(path, judge="another", folder=out, **sides)
+    with pytest.raises(RunError, match="with the judge 'another', not 'somebody'"):
+        read_annotations_winrate(path, judge="somebody", folder=out, **sides)
 
     assert (found.judge, found.find("win rate").value, found.find("win rate").n) == ("another", 0.0, 30)
 
@@ -477,15 +480,16 @@ def test_models_judged_against_another_reference_or_on_other_questions_tell_no_d
     rivals = [each for n in range(5) for each in annotate(f"m{n}", 30, lambda k, n=n: 1.0 + (k + n) % 2)]
     write_annotations([replace(each, generator_1="else") for each in rivals], tmp_path / "against.json")
     write_annotations([replace(each, instruction=f"Not {each.instruction}") for each in rivals], tmp_path / "on.json")
+    write_annotations([replace(each, annotator="another") for each in rivals], tmp_path / "by.json")
     write_annotations(rivals, tmp_path / "fit.json")
 
-    against, on, fit = (
+    against, on, by, fit = (
         read_annotations_winrate(ours, others=[tmp_path / f"{name}.json"], n_resamples=50)
-        for name in ("against", "on", "fit")
+        for name in ("against", "on", "by", "fit")
     )
 
     assert fit.settings["difficulty"] == "fitted"
-    for found in (against, on):
+    for found in (against, on, by):
         assert found.settings["difficulty"] == "left out"
         assert any("5 of the other models, such as 'm0', were not judged against this" in note for note in found.notes)
 
