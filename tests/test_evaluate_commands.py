@@ -110,6 +110,7 @@ def test_an_arena_of_both_layouts_of_answers_leaves_arena_hards_files(files: Pat
     assert lines[0] == "arena: model strong, baseline weak; judged by rehearsal"
     assert figures["win rate"] == 100.0
     (judged,) = (out / "model_judgment").glob("*/strong.jsonl")
+    assert [row["category"] for row in _lines(judged)] == [f"c{k % 2}" for k in range(N)]
     assert [game["score"] for game in _lines(judged)[0]["games"]] in (["B>A", "A>B"], ["B>>A", "A>>B"])
     assert _lines(out / "model_answer" / "weak.jsonl")[0]["choices"][0]["turns"][0]["content"] == POOR.format(0)
     assert "python show_result.py" in (out / "README.md").read_text("utf-8")

@@ -28,7 +28,7 @@ ELO_BASELINE = 1000.0
 PRIOR = 0.5
 """Battles won by each side, added to a pair that met where no finite maximum exists without them."""
 LEAST_PROMPTS = 10
-"""Prompts of a model from which its interval is a bootstrap's."""
+"""Prompts of a model from which its interval is a bootstrap's; fewer may be in no resample at all."""
 _MOST_STEPS = 100
 _LONGEST_STEP = 2.0
 _CLOSE = 1e-10
@@ -109,13 +109,10 @@ def rank_models(
     if len(table) > 1:
 
         def measure(weights: np.ndarray) -> np.ndarray:
-            won = _weigh(weights, table)
-            has_played = (won + won.transpose(0, 2, 1)).sum(axis=2) > 0
-            return np.where(has_played, _fit(won, met, anchor), np.nan)
+            return _fit(_weigh(weights, table), met, anchor)
 
         drawn = resample(measure, len(table), seed=seed, n_resamples=n_resamples)
-        drawn[:, np.isnan(drawn).all(axis=0)] = 0.0
-        lows, highs = np.nanquantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+        lows, highs = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     reached = _close(wins[None] > 0)[0]
     is_finite = reached[anchor] & reached[:, anchor]
     n_prompts = (table.sum(axis=2) + table.sum(axis=1) > 0).sum(axis=0)

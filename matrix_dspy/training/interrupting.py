@@ -35,7 +35,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def say_aloud(words: str) -> None:
-    """Write a line to standard output at once; nothing happens where its reader is gone: a step is still to be saved."""
+    """Write a line to standard output at once; a reader that is gone is no reason to stop: a step is to be saved."""
     with suppress(OSError):
         sys.stdout.write(f"{words}\n")
         sys.stdout.flush()

@@ -15,6 +15,7 @@ from matrix_dspy.evaluation.bradley_terry import (
     rank_models,
     read_verdict,
 )
+from matrix_dspy.evaluation.intervals import wilson
 
 MODELS = ["ash", "birch", "cedar", "dogwood"]
 
@@ -233,3 +234,15 @@ def test_nothing_but_ties_leaves_doubt():
     assert found.win_rate.value == 50
     assert found.win_rate.low < 30 and found.win_rate.high > 70
     assert not found.is_regularised
+
+
+def test_of_few_prompts_the_interval_is_wilsons():
+    scores = {"oak": [1.0, 0.5, 0.5, 0.0], "fir": [1.0, 0.5, 0.5, 0.0] * 25}
+    battles = [Battle(name, "elm", each, 1.0, f"p{i}") for name, some in scores.items() for i, each in enumerate(some)]
+
+    standings = rank_models(battles, "elm", n_resamples=200)
+
+    few, many = find(standings, "oak").win_rate, find(standings, "fir").win_rate
+    expected = wilson(2, 4).scale(100)
+    assert (few.low, few.high) == pytest.approx((expected.low, expected.high), abs=0.01)
+    assert many.high - many.low < (few.high - few.low) / 3
